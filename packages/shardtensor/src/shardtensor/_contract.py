@@ -1,0 +1,158 @@
+"""Matrix products in any order, and attention over a sequence that is not sharded."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shardtensor._align import Labels, Operand, align
+from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._tensor import ShardTensor, unsupported
+
+
+def linear(
+    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """y = x W^T + b; a sharded contraction is all-reduced before the bias is added."""
+    named = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    batch = tuple(range(x.ndim - 1))
+    outer = ("out",) if weight.ndim == 2 else ()
+    operands: list[Operand] = [x, weight]
+    axes: list[Labels] = [(*batch, "in"), (*outer, "in")]
+    if bias is not None:
+        operands.append(bias)
+        axes.append(outer)
+    if any(isinstance(p, ShardTensor) and p.ndim and p.spec.dims[-1] is not None for p in operands[1:]):
+        raise unsupported("linear", operands, {}, "needs plain or replicated weights")
+    if isinstance(x, ShardTensor) and x.ndim - 1 in x.spec.dims:
+        aligned = align("linear", operands[:2], axes[:2])
+        y = aligned.wrap(F.linear(*aligned.locals), (*batch, *outer))
+        biased: ShardTensor = y if bias is None else y + bias
+        return biased
+    aligned = align("linear", operands, axes)
+    return aligned.wrap(F.linear(*aligned.locals), (*batch, *outer))
+
+
+def matmul(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """matmul, mm, bmm, mv and dot: sharded over the batch, the rows, the columns or the contraction."""
+    a, b = (*args, *kwargs.values())
+    if func is torch.Tensor.__rmatmul__:
+        a, b = b, a
+    left: Labels = (*_batch(a.ndim), "row", "inner") if a.ndim > 1 else ("inner",)
+    right: Labels = (*_batch(b.ndim), "inner", "column") if b.ndim > 1 else ("inner",)
+    aligned = align("matmul", [a, b], [left, right])
+    axes = (
+        *_batch(max(a.ndim, b.ndim)),
+        *(["row"] if a.ndim > 1 else []),
+        *(["column"] if b.ndim > 1 else []),
+    )
+    return aligned.wrap(torch.matmul(*aligned.locals), axes)
+
+
+def _batch(ndim: int) -> tuple[int, ...]:
+    """Labels of batch dimensions, counted from the right so that they broadcast."""
+    return tuple(range(-(ndim - 2), 0))
+
+
+def einsum(
+    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """torch.einsum with a subscript string."""
+    equation, *operands = args
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    if not isinstance(equation, str):
+        raise unsupported("einsum", args, kwargs, "needs a subscript string")
+    inputs, output = _subscripts(equation, [x.ndim for x in operands])
+    aligned = align("einsum", operands, inputs)
+    return aligned.wrap(torch.einsum(equation, *aligned.locals), output)
+
+
+def _subscripts(equation: str, ndims: Sequence[int]) -> tuple[list[Labels], Labels]:
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    inputs = [_expand(term, ndim) for term, ndim in zip(terms, ndims, strict=True)]
+    dots = max((labels[: len(labels)] for labels in map(_dots, inputs)), key=len, default=())
+    if arrow:
+        return inputs, tuple(
+            label for part in right.partition("...") for label in (dots if part == "..." else part)
+        )
+    once = sorted(c for c in string.ascii_letters if left.count(c) == 1)
+    return inputs, (*dots, *once)
+
+
+def _dots(labels: Labels) -> Labels:
+    return tuple(label for label in labels if isinstance(label, int))
+
+
+def _expand(term: str, ndim: int) -> Labels:
+    """Replaces the ellipsis by integers counted from the right."""
+    head, dots, tail = term.partition("...")
+    missing = ndim - len(head) - len(tail)
+    return (*head, *(range(-missing, 0) if dots else ()), *tail)
+
+
+def scaled_dot_product_attention(
+    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """Attention sharded over batch or heads, or over the queries of replicated keys; local on every rank."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    named = dict(zip(names, args, strict=False)) | dict(kwargs)
+    operands: list[Operand] = [named["query"], named["key"], named["value"]]
+    mask: Operand | None = named.get("attn_mask")
+    if named.get("dropout_p", 0.0) > 0:
+        raise _random("scaled_dot_product_attention", operands)
+    axes: list[Labels] = [
+        (*_batch(x.ndim), sequence, width)
+        for x, sequence, width in zip(
+            operands, ("query", "key", "key"), ("width", "width", "value"), strict=True
+        )
+    ]
+    if mask is not None:
+        operands.append(mask)
+        axes.append((*_batch(mask.ndim), "query", "key"))
+    aligned = align("scaled_dot_product_attention", operands, axes)
+    options = {name: named[name] for name in ("scale", "enable_gqa") if name in named}
+    causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
+    split = {label for label in aligned.labels if label is not None}
+    if split & {"key", "width"} or ("query" in split and causal) or (-1 in split and grouped):
+        raise unsupported(
+            "scaled_dot_product_attention",
+            operands,
+            {},
+            "the sequence is sharded; shard the heads or the batch",
+        )
+    q, k, v, *bias = aligned.locals
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=bias[0] if bias else None, is_causal=causal, **options
+    )
+    return aligned.wrap(out, (*_batch(q.ndim), "query", "value"))
+
+
+def random(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor | Tensor:
+    """Dropout that does nothing returns its input; anything that draws numbers raises."""
+    name = func.__name__
+    if "dropout" in name:
+        named = dict(zip(("input", "p", "training"), args, strict=False)) | dict(kwargs)
+        if named.get("p", 0.5) == 0 or not named.get("training", True):
+            x: ShardTensor | Tensor = named["input"]
+            return x
+    raise _random(name, args)
+
+
+def _random(name: str, args: Sequence[Any]) -> UnsupportedShardedOp:
+    error = unsupported(
+        name, args, {}, "random numbers of the ranks would not agree with those of one process"
+    )
+    error.random = True
+    return error

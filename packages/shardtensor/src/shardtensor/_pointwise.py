@@ -1,0 +1,80 @@
+"""Operations that act on every element alone, with broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from shardtensor._align import align, broadcast_axes
+from shardtensor._tensor import ShardTensor, unsupported
+
+
+def pointwise(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """Runs an elementwise function of any number of tensors."""
+    first = args[0] if args else None
+    if type(first) is ShardTensor and not first.spec.partial:
+        rest = args[1:]
+        if not _has_tensor(rest) and not _has_tensor(kwargs.values()):
+            return ShardTensor(func(first.local, *rest, **kwargs), first.spec)
+        if len(rest) == 1 and not kwargs and type(rest[0]) is ShardTensor and rest[0].spec is first.spec:
+            return ShardTensor(func(first.local, rest[0].local), first.spec)
+    return _broadcast(func, args, kwargs)
+
+
+def in_place(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """Runs an elementwise function that writes into its first argument, whose layout must not change."""
+    first = args[0]
+    if not isinstance(first, ShardTensor):
+        raise unsupported(func.__name__, args, kwargs, "a plain tensor can not take a sharded result")
+    out = _broadcast(func, args, kwargs)
+    if out.local is not first.local or out.spec.dims != first.spec.dims:
+        raise unsupported(
+            func.__name__, args, kwargs, "the result has another layout than the tensor it is written to"
+        )
+    return first
+
+
+def cast(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor | Tensor:
+    """Converts the dtype or device of the first argument; a second tensor only gives its own as an example."""
+    first = args[0]
+    rest = [x.local if isinstance(x, ShardTensor) else x for x in args[1:]]
+    if not isinstance(first, ShardTensor):
+        plain: Tensor = func(first, *rest, **kwargs)
+        return plain
+    return ShardTensor(func(first.local, *rest, **kwargs), first.spec)
+
+
+def query(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Answers a question that every local part answers alike, or makes a plain tensor of the same kind."""
+    return func(args[0].local, *args[1:], **kwargs)
+
+
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor | ShardTensor)
+
+
+def _has_tensor(values: Any) -> bool:
+    return any(isinstance(x, Tensor | ShardTensor) for x in values)
+
+
+def _broadcast(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShardTensor:
+    if kwargs.get("out") is not None:
+        raise unsupported(func.__name__, args, kwargs, "out= is not supported")
+    operands = [x for x in (*args, *kwargs.values()) if _is_tensor(x)]
+    axes = broadcast_axes([x.shape for x in operands])
+    aligned = align(func.__name__, operands, axes)
+    parts = iter(aligned.locals)
+    local_args = [next(parts) if _is_tensor(x) else x for x in args]
+    local_kwargs = {name: next(parts) if _is_tensor(x) else x for name, x in kwargs.items()}
+    out = func(*local_args, **local_kwargs)
+    return aligned.wrap(out, tuple(range(max(map(len, axes)))))

@@ -1,0 +1,406 @@
+"""ShardTensor: a global tensor of which this rank holds a part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias, TypeGuard, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+from torch.utils._pytree import tree_map
+
+from shardtensor._collectives import all_reduce, shared
+from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._redistribute import redistribute_local
+from shardtensor._spec import Dims, ShardSpec, Sizes, SizesArgument, derive, sizes_by_mesh_dim
+
+Handler: TypeAlias = Callable[[Callable[..., Any], Sequence[type], tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+class _Surface:
+    """Everything of torch.Tensor that `_table` installs on ShardTensor, for type checkers."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        member = None if name.startswith("_") else getattr(torch.Tensor, name, None)
+        if member is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if not callable(member):
+            return dispatch(member.__get__, (ShardTensor,), (self,), {})
+        return lambda *args, **kwargs: dispatch(member, (ShardTensor,), (self, *args), kwargs)
+
+
+@dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
+class ShardTensor(_Surface):
+    """A global tensor, sharded evenly or not over a device mesh, on which torch functions and modules run unchanged.
+
+    Autograd lives in the local tensors: an operation calls the same torch function on the local parts, with
+    communication where the result needs it. Functions see the global shape. Plain tensors that meet a
+    ShardTensor are global values, the same on every rank: they are cut to the local rows where they extend
+    over a sharded dimension, and their gradient is summed over the mesh.
+
+    The constructor trusts its arguments; `from_local` checks them.
+
+    Args:
+        local: this rank's part.
+        spec: the layout, the same on every rank.
+    """
+
+    local: Tensor
+    spec: ShardSpec
+
+    handlers: ClassVar[dict[Callable[..., Any], Handler]] = {}
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return dispatch(func, types, args, kwargs or {})
+
+    @classmethod
+    def from_local(
+        cls,
+        local: Tensor,
+        mesh: DeviceMesh,
+        placements: Sequence[Placement],
+        *,
+        sizes: SizesArgument | Literal["infer", "chunk"] = None,
+        global_shape: Sequence[int] | None = None,
+    ) -> ShardTensor:
+        """Wraps each rank's part without moving it.
+
+        Args:
+            local: this rank's part.
+            mesh: the device mesh.
+            placements: one placement for each mesh dimension.
+            sizes: rows per rank: a sequence where one mesh dimension is sharded, else {mesh dimension:
+                sequence}; "chunk" for torch.chunk's sizes of `global_shape`; "infer" asks the other ranks
+                (one all_reduce for each mesh dimension). By default "chunk" if `global_shape` is given, else
+                "infer".
+            global_shape: global shape; needed by "chunk" only.
+
+        Raises:
+            ValueError: the local shape is not this rank's block of that layout.
+        """
+        if sizes is None or sizes == "chunk":
+            sizes = None if global_shape is not None else "infer"
+        if isinstance(sizes, str):
+            if sizes != "infer":
+                raise ValueError(f'sizes must be extents per rank, "infer" or "chunk", got {sizes!r}')
+            sizes = _infer_sizes(local, mesh, placements)
+        shape = global_shape or _global_shape(local, placements, sizes_by_mesh_dim(placements, sizes))
+        spec = ShardSpec.create(mesh, placements, shape, sizes)
+        if local.shape != spec.local_shape:
+            raise ValueError(
+                f"local has shape {tuple(local.shape)}, expected {tuple(spec.local_shape)}: {spec.describe()}"
+            )
+        return cls(local, spec)
+
+    def to_local(self, *, grad_placements: Sequence[Placement] | None = None) -> Tensor:
+        """Returns this rank's part, connected to the graph.
+
+        Args:
+            grad_placements: `Partial()` where the ranks use a replicated value differently, so that their
+                gradients must be added; by default each placement itself.
+        """
+        return shared(self.local, self.spec, _pending(self.spec.placements, grad_placements))
+
+    def full_tensor(self, *, grad_placements: Sequence[Placement] | None = None) -> Tensor:
+        """Returns the global tensor on every rank.
+
+        Args:
+            grad_placements: `Partial()` where the ranks use the result differently; by default all use it
+                alike, as in a loss that every rank computes.
+        """
+        whole = self.redistribute([Replicate()] * self.spec.mesh.ndim)
+        return shared(whole.local, self.spec, _pending(whole.spec.placements, grad_placements))
+
+    def redistribute(
+        self, placements: Sequence[Placement] | None = None, *, sizes: SizesArgument = None
+    ) -> ShardTensor:
+        """Returns the same global tensor in another layout, with one collective for each mesh dimension that changes.
+
+        Args:
+            placements: target placements; by default the present ones (to change the sizes alone).
+            sizes: target rows per rank, as in `from_local`; by default the present ones where a mesh
+                dimension keeps its placement, else torch.chunk's.
+        """
+        placements = self.spec.placements if placements is None else tuple(placements)
+        given = sizes_by_mesh_dim(placements, sizes)
+        for m, (old, new) in enumerate(zip(self.spec.placements, placements, strict=False)):
+            extents = self.spec.sizes[m]
+            if old == new and extents is not None:
+                given.setdefault(m, extents)
+        target = ShardSpec.create(self.spec.mesh, placements, self.spec.shape, given)
+        return ShardTensor(redistribute_local(self.local, self.spec, target), target)
+
+    def local_slices(self) -> tuple[slice, ...]:
+        """Returns this rank's block as slices of the global array."""
+        return self.spec.local_slices()
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        return self.spec.placements
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        return self.spec.mesh
+
+    @property
+    def sizes(self) -> tuple[Sizes | None, ...]:
+        """For each mesh dimension the rows held by its ranks."""
+        return self.spec.sizes
+
+    @property
+    def shape(self) -> torch.Size:
+        """The global shape."""
+        return self.spec.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.spec.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.local.device
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.local.requires_grad
+
+    @property
+    def grad_fn(self) -> Any:
+        return self.local.grad_fn
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.local.is_leaf
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.local.is_cuda
+
+    @property
+    def grad(self) -> ShardTensor | None:
+        """The gradient, in the layout of the tensor (replicated where the tensor is a partial sum)."""
+        grad = self.local.grad
+        return None if grad is None else like(grad, self.spec)
+
+    def requires_grad_(self, requires_grad: bool = True) -> ShardTensor:
+        self.local.requires_grad_(requires_grad)
+        return self
+
+    def retain_grad(self) -> None:
+        self.local.retain_grad()
+
+    def backward(
+        self,
+        gradient: ShardTensor | Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+    ) -> None:
+        """Runs the backward pass; every rank of the mesh must call it.
+
+        Args:
+            gradient: gradient of this tensor in its own layout; may be left out for a replicated scalar.
+            retain_graph: as for torch.Tensor.backward.
+            create_graph: as for torch.Tensor.backward.
+        """
+        if gradient is None and not self.spec.replicated:
+            raise UnsupportedShardedOp(
+                "backward", "the scalar is not replicated", "Reduce it first, for example sum()."
+            )
+        if isinstance(gradient, ShardTensor):
+            gradient = gradient.redistribute(self.placements, sizes=present_sizes(self.spec)).local
+        self.local.backward(gradient, retain_graph, create_graph)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.spec.shape if dim is None else self.spec.shape[dim]
+
+    def dim(self) -> int:
+        return len(self.spec.shape)
+
+    ndimension = dim
+
+    def numel(self) -> int:
+        return self.spec.shape.numel()
+
+    nelement = numel
+
+    def item(self) -> Any:
+        return self._value("item").item()
+
+    def tolist(self) -> Any:
+        return self._value("tolist").tolist()
+
+    def numpy(self) -> Any:
+        return self._value("numpy").numpy()
+
+    def _value(self, op: str) -> Tensor:
+        if not self.spec.replicated:
+            raise UnsupportedShardedOp(
+                op, f"the value is spread over ranks ({self.spec.describe()})", _GATHER
+            )
+        return self.local
+
+    def __bool__(self) -> bool:
+        return bool(self._value("bool"))
+
+    def __float__(self) -> float:
+        return float(self._value("float"))
+
+    def __int__(self) -> int:
+        return int(self._value("int"))
+
+    def __len__(self) -> int:
+        return len(self.local) if not self.spec.shape else self.spec.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(dispatch(torch.Tensor.unbind, (ShardTensor,), (self, 0), {}))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise UnsupportedShardedOp("__array__", "numpy can not hold a sharded tensor", _GATHER)
+
+    def __repr__(self) -> str:
+        grad = f", grad_fn={type(self.grad_fn).__name__}" if self.grad_fn is not None else ""
+        mine = ", ".join(f"{part.start}:{part.stop}" for part in self.local_slices())
+        return f"ShardTensor({self.spec.describe()}, {self.dtype}, here [{mine}]{grad})"
+
+
+_GATHER = "Call .full_tensor() to gather it, or work on .to_local()."
+
+
+def is_sharded(x: object) -> TypeGuard[ShardTensor]:
+    """Whether x is a ShardTensor; it is not an instance of torch.Tensor."""
+    return isinstance(x, ShardTensor)
+
+
+def register_function_handler(function: Callable[..., Any], handler: Handler) -> None:
+    """Lets `handler(func, types, args, kwargs)` run `function` whenever an argument is a ShardTensor.
+
+    `function` may be torch's or any function that announces itself by torch.overrides.handle_torch_function.
+    A later registration replaces an earlier one.
+    """
+    ShardTensor.handlers[function] = handler
+
+
+def dispatch(
+    func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Runs a torch function of which some argument is a ShardTensor."""
+    handler = ShardTensor.handlers.get(func)
+    try:
+        if handler is not None:
+            return handler(func, types, args, kwargs)
+        raise unsupported(getattr(func, "__name__", str(func)), args, kwargs)
+    except UnsupportedShardedOp as error:
+        if error.random or not all(x.spec.replicated for x in sharded_arguments(args, kwargs)):
+            raise
+        return _run_locally(func, args, kwargs)
+
+
+def unsupported(
+    op: str, args: Iterable[Any], kwargs: Mapping[str, Any], reason: str = ""
+) -> UnsupportedShardedOp:
+    """Returns the error for an operation without a sharded form."""
+    layouts = "; ".join(x.spec.describe() for x in sharded_arguments(args, kwargs))
+    ndim = next((x.spec.mesh.ndim for x in sharded_arguments(args, kwargs)), 1)
+    whole = ", ".join(["Replicate()"] * ndim)
+    reason = reason or "has no sharded form"
+    return UnsupportedShardedOp(
+        op, f"{reason} ({layouts})", f"Call .redistribute([{whole}]) first to run it on every rank."
+    )
+
+
+def sharded_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[ShardTensor]:
+    """Yields the ShardTensors among the arguments, also those in lists."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, ShardTensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from sharded_arguments(value, {})
+
+
+def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    spec = next(sharded_arguments(args, kwargs)).spec
+    out = func(*tree_map(local_part, args), **tree_map(local_part, dict(kwargs)))
+    nowhere: Dims = (None,) * spec.mesh.ndim
+    return tree_map(lambda x: place(x, spec, nowhere, nowhere) if isinstance(x, Tensor) else x, out)
+
+
+def local_part(x: Any) -> Any:
+    """Returns the local part of a ShardTensor, and anything else as it is."""
+    return x.local if isinstance(x, ShardTensor) else x
+
+
+def like(local: Tensor, spec: ShardSpec) -> ShardTensor:
+    """Wraps a local part that lies as `spec` says."""
+    return ShardTensor(local, derive(spec, spec.dims, spec.shape, spec.sizes) if spec.partial else spec)
+
+
+def place(local: Tensor, spec: ShardSpec, dims: Dims, sizes: tuple[Sizes | None, ...]) -> ShardTensor:
+    """Wraps a result on the mesh of `spec`, sharded over `dims` with `sizes`; the other extents are those of `local`."""
+    shape = list(local.shape)
+    for dim, extents in zip(dims, sizes, strict=True):
+        if dim is not None and extents is not None:
+            shape[dim] = sum(extents)
+    return ShardTensor(local, derive(spec, dims, shape, sizes))
+
+
+def present_sizes(spec: ShardSpec) -> dict[int, Sizes]:
+    """Returns the sizes of the sharded mesh dimensions."""
+    return {m: extents for m, extents in enumerate(spec.sizes) if extents is not None}
+
+
+def _pending(placements: Sequence[Placement], grad_placements: Sequence[Placement] | None) -> list[int]:
+    """Returns the mesh dimensions over which the gradients of a replicated value must be added."""
+    if grad_placements is None:
+        return []
+    pending = []
+    for m, (here, grad) in enumerate(zip(placements, grad_placements, strict=True)):
+        if isinstance(here, Replicate) and isinstance(grad, Partial):
+            pending.append(m)
+        elif grad != here:
+            raise ValueError(
+                f"grad_placements[{m}] must be {here} (or Partial() for a Replicate()), got {grad}"
+            )
+    return pending
+
+
+def _infer_sizes(local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> dict[int, Sizes]:
+    sizes = {}
+    for m, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            extents = torch.zeros(mesh.size(m), dtype=torch.int64, device=local.device)
+            extents[mesh.get_local_rank(m)] = local.shape[placement.dim]
+            if mesh.size(m) > 1:
+                extents = all_reduce(extents, (mesh.get_group(m),), dist.ReduceOp.SUM)
+            sizes[m] = tuple(extents.tolist())
+    return sizes
+
+
+def _global_shape(local: Tensor, placements: Sequence[Placement], sizes: Mapping[int, Sizes]) -> list[int]:
+    shape = list(local.shape)
+    for m, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            if m not in sizes:
+                raise ValueError(f"sizes miss the sharded mesh dimension {m}")
+            shape[placement.dim] = sum(sizes[m])
+    return shape
+
+
+T = TypeVar("T")
+
+
+def replaced(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
+    """Returns the tuple with one entry replaced."""
+    return (*values[:at], value, *values[at + 1 :])

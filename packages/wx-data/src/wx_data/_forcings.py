@@ -1,0 +1,168 @@
+"""Fields that are known in advance: the sun, the calendar, the grid, orography and land."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wx_data._grid import Grid
+
+Floats = NDArray[np.float64]
+_DAY = np.timedelta64(86_400_000_000_000, "ns")
+_J2000 = np.datetime64("2000-01-01T12:00:00", "ns")
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "cos_zenith": ("cos_zenith",),
+    "day_progress": ("sin_day", "cos_day"),
+    "year_progress": ("sin_year", "cos_year"),
+    "latlon": ("sin_latitude", "cos_latitude", "sin_longitude", "cos_longitude"),
+    "orography": ("orography",),
+    "land_sea_mask": ("land_sea_mask",),
+}
+_STATIC_SOURCE = {"orography": "z_surface", "land_sea_mask": "lsm"}
+
+
+class Forcings:
+    """Forcing fields on a grid at any valid time.
+
+    Names, and the fields each gives:
+
+    - `cos_zenith`: cosine of the solar zenith angle at the instant, negative at night (not clipped).
+    - `day_progress`: sine and cosine of 2 pi x local mean solar day fraction (longitude included).
+    - `year_progress`: sine and cosine of 2 pi x fraction of the calendar year.
+    - `latlon`: sine and cosine of latitude and of longitude.
+    - `orography`: surface geopotential with area mean zero and variance one over the grid.
+    - `land_sea_mask`: as stored, 0 to 1.
+
+    Args:
+        grid: latitude rows and longitude columns.
+        names: which forcings, in order.
+        statics: `z_surface` and `lsm` fields (H, W), where orography or the land mask is asked for.
+
+    Attributes:
+        channels: names of the A fields.
+
+    Raises:
+        ValueError: an unknown name, or a static field that is missing or of another shape.
+    """
+
+    def __init__(
+        self, grid: Grid, names: Sequence[str], statics: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        unknown = [name for name in names if name not in _FIELDS]
+        if unknown:
+            raise ValueError(f"unknown forcings {', '.join(unknown)}; known are {', '.join(_FIELDS)}")
+        self.names = tuple(names)
+        self.channels = tuple(field for name in names for field in _FIELDS[name])
+        constant = {n: _static(n, grid, statics or {}) for n in names if n in _STATIC_SOURCE}
+        if "latlon" in names:
+            constant["latlon"] = _latlon(grid)
+        self._geometry = _Geometry(
+            latitude=np.deg2rad(grid.latitude), longitude=np.deg2rad(grid.longitude), constant=constant
+        )
+
+    def at(self, valid_time: NDArray[np.datetime64], /) -> torch.Tensor:
+        """float32 (N, A, H, W) at (N,) times."""
+        times = np.asarray(valid_time, dtype="datetime64[ns]")
+        if times.ndim != 1:
+            raise ValueError(f"valid_time must be one-dimensional; got shape {times.shape}")
+        geometry = self._geometry
+        shape = (len(times), len(self.channels), geometry.latitude.size, geometry.longitude.size)
+        out, place = np.empty(shape, dtype=np.float32), 0
+        for name in self.names:
+            count = len(_FIELDS[name])
+            out[:, place : place + count] = geometry.field(name, times)
+            place += count
+        return torch.from_numpy(out)
+
+    def crop(self, start: int, stop: int) -> "Forcings":
+        """The same forcings on rows [start, stop) only."""
+        cropped = object.__new__(Forcings)
+        cropped.names, cropped.channels = self.names, self.channels
+        cropped._geometry = self._geometry.crop(start, stop)
+        return cropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Geometry:
+    latitude: Floats  # radians
+    longitude: Floats
+    constant: Mapping[str, Floats]  # (fields, H, W)
+
+    def field(self, name: str, times: NDArray[np.datetime64]) -> Floats:
+        """(N or 1, fields, H or 1, W or 1), to be broadcast."""
+        if name in self.constant:
+            return self.constant[name][None]
+        if name == "cos_zenith":
+            return cos_zenith(times, self.latitude, self.longitude)[:, None]
+        if name == "year_progress":
+            phase = 2 * np.pi * _year_fraction(times)[:, None, None]
+        else:
+            day = (times - times.astype("datetime64[D]")) / _DAY
+            phase = 2 * np.pi * day[:, None, None] + self.longitude
+        return np.stack((np.sin(phase), np.cos(phase)), axis=1)
+
+    def crop(self, start: int, stop: int) -> "_Geometry":
+        constant = {name: fields[:, start:stop] for name, fields in self.constant.items()}
+        return replace(self, latitude=self.latitude[start:stop], constant=constant)
+
+
+def cos_zenith(times: NDArray[np.datetime64], latitude: Floats, longitude: Floats) -> Floats:
+    """Cosine of the solar zenith angle, (N, H, W), of latitude (H,) and longitude (W,) in radians.
+
+    cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(GMST + lon - RA), with the sun's declination and right
+    ascension after the Astronomical Almanac's low-precision formulae (0.01 degree between 1950 and 2050;
+    Michalsky, 1988, doi:10.1016/0038-092X(88)90045-X) and UT1 taken as UTC. Refraction is left out.
+    """
+    days = (np.asarray(times, dtype="datetime64[ns]") - _J2000) / _DAY
+    declination, right_ascension = _sun(days)
+    hours = 18.697374558 + 24.06570982441908 * days  # Greenwich mean sidereal time
+    angle = np.deg2rad(np.mod(hours, 24.0) * 15.0) - right_ascension
+    local = np.cos(angle[:, None] + longitude)
+    vertical = np.sin(latitude) * np.sin(declination)[:, None]
+    horizontal = np.cos(latitude) * np.cos(declination)[:, None]
+    found: Floats = vertical[:, :, None] + horizontal[:, :, None] * local[:, None, :]
+    return found
+
+
+def _sun(days: Floats) -> tuple[Floats, Floats]:
+    """Declination and right ascension in radians, `days` after 2000-01-01 12 UTC."""
+    mean_longitude = 280.460 + 0.9856474 * days
+    anomaly = np.deg2rad(np.mod(357.528 + 0.9856003 * days, 360.0))
+    ecliptic = np.deg2rad(
+        np.mod(mean_longitude + 1.915 * np.sin(anomaly) + 0.020 * np.sin(2 * anomaly), 360.0)
+    )
+    obliquity = np.deg2rad(23.439 - 0.0000004 * days)
+    right_ascension = np.arctan2(np.cos(obliquity) * np.sin(ecliptic), np.cos(ecliptic))
+    return np.arcsin(np.sin(obliquity) * np.sin(ecliptic)), right_ascension
+
+
+def _year_fraction(times: NDArray[np.datetime64]) -> Floats:
+    year = times.astype("datetime64[Y]")
+    start, end = year.astype("datetime64[ns]"), (year + 1).astype("datetime64[ns]")
+    fraction: Floats = (times - start) / (end - start)
+    return fraction
+
+
+def _latlon(grid: Grid) -> Floats:
+    latitude, longitude = np.deg2rad(grid.latitude)[:, None], np.deg2rad(grid.longitude)[None]
+    rows, columns = np.zeros((grid.shape[0], 1)), np.zeros((1, grid.shape[1]))
+    fields = (np.sin(latitude) + columns, np.cos(latitude) + columns, rows + np.sin(longitude))
+    return np.stack((*fields, rows + np.cos(longitude)))
+
+
+def _static(name: str, grid: Grid, statics: Mapping[str, NDArray[Any]]) -> Floats:
+    key = _STATIC_SOURCE[name]
+    if key not in statics:
+        raise ValueError(f"forcing {name!r} needs the static field {key!r}; statics has {sorted(statics)}")
+    field = np.asarray(statics[key], dtype=np.float64)
+    if field.shape != grid.shape or not np.isfinite(field).all():
+        raise ValueError(f"static field {key!r} must be finite and of shape {grid.shape}; got {field.shape}")
+    if name == "orography":
+        weights = grid.area_weights()[:, None] / grid.shape[1]
+        field = field - (field * weights).sum()
+        spread = float(np.sqrt((field**2 * weights).sum()))
+        field = field / spread if spread > 0 else field
+    return field[None]

@@ -1,0 +1,109 @@
+"""Ensemble training with a proper score: one network call per member."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._noise import NOISES, WhiteNoise
+from ._protocols import Comm, EnsembleScore, Network, NoiseSource
+from ._rows import call, check_batch, check_network, cond_rows, sample_rows
+from ._scores import CRPS, SCORES
+from ._settings import read, write
+from ._types import Batch, Cond, Key, LossOut, NetSpec
+from ._weights import point_weights, reduce, space_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleCRPS:
+    """A generator x = G(cond, xi), xi ~ N(0, I), trained by a proper score of small ensembles.
+
+    Args:
+        members: ensemble size M of the loss, at least 2.
+        noise_shape: shape of xi for one row: (Z,) for a vector, (Z, *S) for fields.
+        score: of the ensemble, e.g. a `SumScore` that constrains the joint law too.
+        noise: source of xi.
+        comm: for an ensemble or a grid that is spread over ranks; not part of `to_dict`.
+
+    References: AIFS-CRPS (arXiv 2412.15832), FGN (arXiv 2506.10772), the CRPS estimator of ATLAS.
+    """
+
+    members: int = 2
+    noise_shape: tuple[int, ...] = (32,)
+    score: EnsembleScore = field(default_factory=CRPS)
+    noise: NoiseSource = field(default_factory=WhiteNoise)
+    comm: Comm | None = None
+
+    def __post_init__(self) -> None:
+        if self.members < 2:
+            raise ValueError(f"members must be at least 2, got {self.members}")
+        if not self.noise_shape or min(self.noise_shape) < 1:
+            raise ValueError(f"noise_shape must hold positive sizes, got {self.noise_shape}")
+
+    @property
+    def calls_per_sample(self) -> int:
+        """Network evaluations per member."""
+        return 1
+
+    def required(self, out_channels: int) -> NetSpec:
+        """The network this estimator needs."""
+        return NetSpec(out_channels=out_channels, takes_x=False, takes_t=False, noise=self.noise_shape)
+
+    def loss(self, net: Network, batch: Batch, key: Key) -> LossOut:
+        """Score of an ensemble of `members`.
+
+        A key that names one member m is expanded to the members m M, ..., m M + M - 1. A key that names more,
+        or any key with `comm`, is taken as it is: this rank's share of the ensemble.
+
+        Raises:
+            ValueError: the (gathered) ensemble does not have `members` members.
+        """
+        check_network(self.required(batch.target.shape[1]), net.spec, "EnsembleCRPS")
+        check_batch(key, batch.target.shape[0], "batch.target")
+        key = self._expand(key)
+        local = self._run(net, batch.target, cond_rows(batch.cond, key.members), key.sub("loss").rows())
+        local = local.reshape(key.batch, key.members, *local.shape[1:])
+        ensemble = local if self.comm is None else self.comm.gather_members(local)
+        if ensemble.shape[1] != self.members:
+            raise ValueError(
+                f"the score needs {self.members} members but the key gave {ensemble.shape[1]}; "
+                f"name one member, or {self.members} over all ranks"
+            )
+        score = self.score.score(ensemble, batch.target, batch.weight)
+        count = space_sum(point_weights(batch.target, batch.weight))
+        return self._reduce(score * count, count, local)
+
+    def sample(
+        self, net: Network, base: Tensor, cond: Cond, key: Key, /, *, chunk: int | None = None
+    ) -> Tensor:
+        """One network call per member: (B, M, C, *S), at most `chunk` rows at a time."""
+        check_network(self.required(net.spec.out_channels), net.spec, "EnsembleCRPS")
+        return sample_rows(lambda b, c, k: self._run(net, b, c, k), base, cond, key.sub("sample"), chunk)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data, without `comm`."""
+        return write(self, skip=("comm",))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> EnsembleCRPS:
+        """Inverse of `to_dict`."""
+        return read(cls, data, (*NOISES, *SCORES))
+
+    def _expand(self, key: Key) -> Key:
+        if self.comm is not None or key.members > 1:
+            return key
+        ids = key.member * self.members + torch.arange(self.members, device=key.member.device)
+        return replace(key, member=ids)
+
+    def _run(self, net: Network, like: Tensor, cond: Cond, key: Key) -> Tensor:
+        xi = self.noise.draw(key.sub("network"), self.noise_shape, device=like.device, dtype=like.dtype)
+        return call(net, None, cond, None, xi.flatten(0, 1), like)
+
+    def _reduce(self, numerator: Tensor, count: Tensor, local: Tensor) -> LossOut:
+        if self.comm is not None:
+            numerator, count = self.comm.sum_space(numerator), self.comm.sum_space(count)
+        return reduce(numerator, count, local)

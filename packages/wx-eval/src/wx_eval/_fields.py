@@ -1,0 +1,261 @@
+"""Forecasts and truths as chunks and states with checked dims, times, grid and units."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from ._protocols import ForecastChunk, History
+from ._units import same_units
+
+Array = npt.NDArray[Any]
+
+_ALIASES = {
+    "init_time": ("initial_time", "forecast_reference_time", "time"),
+    "lead_time": ("prediction_timedelta", "step"),
+    "member": ("number", "realization", "ensemble", "sample"),
+    "time": ("valid_time",),
+    "latitude": ("lat",),
+    "longitude": ("lon",),
+}
+_FORECAST_DIMS = ("init_time", "lead_time", "member", "channel", "latitude", "longitude")
+_STATE_DIMS = ("time", "channel", "latitude", "longitude")
+# Axes written in float32 differ from the same axes in float64 by up to 2e-5 degrees.
+_GRID_TOLERANCE = 1e-4
+_CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A ForecastChunk that also states its grid and units, so that they are checked.
+
+    Attributes:
+        init_time: start of the forecast.
+        lead_time: time since then.
+        channels: names.
+        values: shape (member, channel, latitude, longitude).
+        latitude: degrees, or None when unknown.
+        longitude: degrees, or None when unknown.
+        units: one string per channel, or None when unknown.
+    """
+
+    init_time: np.datetime64
+    lead_time: np.timedelta64
+    channels: tuple[str, ...]
+    values: Array
+    latitude: Array | None = None
+    longitude: Array | None = None
+    units: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """A History over an array of dims (time, channel, latitude, longitude) that may load lazily."""
+
+    array: xr.DataArray
+
+    @property
+    def times(self) -> npt.NDArray[np.datetime64]:
+        return np.asarray(self.array["time"].values)
+
+    def read(self, times: npt.NDArray[np.datetime64], /) -> xr.DataArray:
+        return self.array.isel(time=np.searchsorted(seconds(self.times), seconds(times)))
+
+
+def as_history(data: xr.DataArray | History, argument: str) -> History:
+    """Wrap an array, pass anything else through, and check that its times can be looked up exactly.
+
+    Raises:
+        TypeError: for anything without `times` and `read`.
+        ValueError: for missing dims and for times that do not increase.
+    """
+    if isinstance(data, xr.DataArray):
+        data = States(_with_dims(data, _STATE_DIMS, argument).transpose(*_STATE_DIMS))
+    if not hasattr(data, "times") or not hasattr(data, "read"):
+        raise TypeError(
+            f"{argument} must be an xarray.DataArray with dims {_STATE_DIMS} or an object with `times` and "
+            f"`read(times)`, got {type(data).__name__}"
+        )
+    steps = np.diff(seconds(data.times))
+    if (steps <= np.timedelta64(0, "s")).any():
+        where = data.times[1:][steps <= np.timedelta64(0, "s")][0]
+        raise ValueError(f"the times of {argument} must strictly increase, which fails at {where}: sort them")
+    return data
+
+
+def forecast_chunks(forecast: xr.DataArray) -> Iterator[Chunk]:
+    """Iterate over the (init time, lead time) pairs of an array, loading one at a time.
+
+    Raises:
+        ValueError: for missing dims, duplicate times or a lead time without a time unit.
+    """
+    array = _with_dims(forecast, _FORECAST_DIMS, "forecast").transpose(*_FORECAST_DIMS)
+    inits, leads = seconds(array["init_time"].values), _lead_times(array["lead_time"])
+    for name, times in (("init_time", inits), ("lead_time", leads)):
+        if len(np.unique(times)) != len(times):
+            raise ValueError(f"forecast has duplicate values along {name}")
+    channels, units = channel_names(array), channel_units(array)
+    for i, init_time in enumerate(inits):
+        for j, lead_time in enumerate(leads):
+            yield Chunk(
+                init_time=init_time,
+                lead_time=lead_time,
+                channels=channels,
+                values=array.isel(init_time=i, lead_time=j).values,
+                latitude=array["latitude"].values,
+                longitude=array["longitude"].values,
+                units=units,
+            )
+
+
+class Truth:
+    """States of a History by valid time, with the last ones kept because consecutive leads share them."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._known = set(seconds(history.times).tolist())
+        first = history.read(history.times[:1])
+        missing = [dim for dim in _STATE_DIMS if dim not in first.dims]
+        if missing:
+            raise ValueError(f"truth lacks the dims {missing}: it has {first.dims}")
+        self.channels = channel_names(first)
+        self.units = channel_units(first)
+        self.latitude = np.asarray(first["latitude"].values)
+        self.longitude = np.asarray(first["longitude"].values)
+        self.name = str(first.name) if first.name is not None else "truth"
+        self._capacity = max(2, _CACHE_BYTES // max(first.nbytes, 1))
+        self._cache: OrderedDict[np.datetime64, Array] = OrderedDict()
+
+    def at(self, valid_time: np.datetime64) -> Array | None:
+        """State (channel, latitude, longitude) at exactly this time, or None when there is none."""
+        if valid_time.item() not in self._known:
+            return None
+        if valid_time in self._cache:
+            self._cache.move_to_end(valid_time)
+        else:
+            state = self._history.read(np.array([valid_time])).transpose(*_STATE_DIMS)
+            self._cache[valid_time] = np.asarray(state.values)[0]
+            if len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        return self._cache[valid_time]
+
+    def check(self, chunk: ForecastChunk, values: Array) -> list[int]:
+        """Positions of the chunk's channels, after channels, shape, grid and units were compared.
+
+        Raises:
+            ValueError: naming what differs and what to do about it.
+        """
+        unknown = [c for c in chunk.channels if c not in self.channels]
+        if unknown:
+            raise ValueError(
+                f"truth has no channel {unknown}; it has {list(self.channels)}: select the common channels first"
+            )
+        if len(set(chunk.channels)) != len(chunk.channels):
+            raise ValueError(f"forecast names a channel twice: {list(chunk.channels)}")
+        expected = (len(chunk.channels), len(self.latitude), len(self.longitude))
+        if values.ndim != 4 or values.shape[1:] != expected or not values.shape[0]:
+            raise ValueError(
+                f"forecast values at {chunk.init_time} + {chunk.lead_time} have shape {values.shape}, expected "
+                f"(member, channel, latitude, longitude) = (M, {', '.join(map(str, expected))}) on the truth's grid"
+            )
+        for axis in ("latitude", "longitude"):
+            self._check_axis(axis, getattr(chunk, axis, None))
+        positions = [self.channels.index(c) for c in chunk.channels]
+        self._check_units(chunk, positions)
+        return positions
+
+    def _check_axis(self, axis: str, theirs: Array | None) -> None:
+        ours = np.asarray(getattr(self, axis), np.float64)
+        if theirs is None:
+            return
+        other = np.asarray(theirs, np.float64)
+        if other.shape == ours.shape and np.abs(other - ours).max() <= _GRID_TOLERANCE:
+            return
+        hint = "regrid one of them first"
+        if other.shape == ours.shape and np.abs(other[::-1] - ours).max() <= _GRID_TOLERANCE:
+            hint = f"reverse one of them: forecast.isel({axis}=slice(None, None, -1))"
+        raise ValueError(
+            f"{axis} of forecast and truth differ: {_axis(other)} against {_axis(ours)}; nothing is regridded "
+            f"here, {hint}"
+        )
+
+    def _check_units(self, chunk: ForecastChunk, positions: list[int]) -> None:
+        theirs: tuple[str, ...] | None = getattr(chunk, "units", None)
+        if theirs is None or self.units is None:
+            return
+        for channel, unit, position in zip(chunk.channels, theirs, positions, strict=True):
+            if not same_units(unit, self.units[position]):
+                raise ValueError(
+                    f"channel {channel!r} is in {unit!r} in the forecast and in {self.units[position]!r} in the "
+                    "truth: convert one of them"
+                )
+
+
+def seconds(times: Any) -> npt.NDArray[Any]:
+    """Times or durations to whole seconds, the resolution of every record key."""
+    array = np.asarray(times)
+    return array.astype("datetime64[s]" if array.dtype.kind == "M" else "timedelta64[s]")
+
+
+def channel_names(array: xr.DataArray) -> tuple[str, ...]:
+    """Names along the channel dim."""
+    return tuple(str(c) for c in array["channel"].values)
+
+
+def channel_units(array: xr.DataArray) -> tuple[str, ...] | None:
+    """Units per channel: from a `units` coordinate along channel, or an attribute (one, a list or a mapping)."""
+    channels = channel_names(array)
+    if "units" in array.coords and array["units"].dims == ("channel",):
+        return tuple(str(u) for u in array["units"].values)
+    units = array.attrs.get("units")
+    if isinstance(units, str):
+        return (units,) * len(channels)
+    if isinstance(units, Mapping) and all(c in units for c in channels):
+        return tuple(str(units[c]) for c in channels)
+    if isinstance(units, list | tuple | np.ndarray) and len(units) == len(channels):
+        return tuple(str(u) for u in units)
+    return None
+
+
+def _with_dims(array: xr.DataArray, dims: tuple[str, ...], argument: str) -> xr.DataArray:
+    """Rename the usual synonyms and restore dims that were selected away."""
+    if not isinstance(array, xr.DataArray):
+        raise TypeError(
+            f"{argument} must be an xarray.DataArray, got {type(array).__name__}: "
+            'use Dataset.to_dataarray(dim="channel") on a Dataset'
+        )
+    for name in dims:
+        synonym = next((s for s in _ALIASES.get(name, ()) if s in array.dims), None)
+        if name not in array.dims and synonym is not None:
+            array = array.rename({synonym: name})
+        elif name not in array.dims and (name in array.coords or name == "member"):
+            array = array.expand_dims(name)
+    missing = [name for name in dims if name not in array.dims]
+    if missing or len(array.dims) != len(dims):
+        raise ValueError(f"{argument} must have dims {dims}, got {array.dims}")
+    unlabelled = [name for name in dims if name != "member" and name not in array.coords]
+    if unlabelled:
+        raise ValueError(f"{argument} needs coordinate values along {unlabelled}")
+    return array
+
+
+def _lead_times(lead: xr.DataArray) -> npt.NDArray[np.timedelta64]:
+    values = lead.values
+    if values.dtype.kind in "iuf":
+        unit = str(lead.attrs.get("units", "")).strip().lower()
+        scale = {"hours": 3600, "hour": 3600, "h": 3600, "days": 86400, "seconds": 1, "minutes": 60}.get(unit)
+        if scale is None:
+            raise ValueError(
+                "lead_time of forecast is a plain number without a time unit: give it dtype timedelta64 or the "
+                'attribute units = "hours"'
+            )
+        values = np.round(values * scale).astype("timedelta64[s]")
+    return cast("npt.NDArray[np.timedelta64]", seconds(values))
+
+
+def _axis(values: Array) -> str:
+    return f"{values.size} values {values[0]:g}..{values[-1]:g}" if values.size else "no values"

@@ -1,0 +1,247 @@
+"""The parts both networks share: embeddings, the transformer block, the output layer.
+
+Tokens keep the form (N, h, w, D) throughout, so that latitude rows stay a dimension of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wx_models._attention import neighborhood_attention
+
+_LAYER_NORM_EPS = 1e-6
+_TIME_SCALE = 1000.0
+_TIME_FEATURES = 256
+_MAX_PERIOD = 10000.0
+
+
+class PatchEmbedding(nn.Module):
+    """Fields (N, C, H, W) to tokens (N, h, w, D): pad, strided convolution, fixed or learned position.
+
+    The grid is padded to whole patches: reflected rows at the south, wrapped columns in the east.
+    """
+
+    position: Tensor
+
+    def __init__(
+        self, channels: int, width: int, grid: tuple[int, int], patch: tuple[int, int], *, position: str
+    ) -> None:
+        super().__init__()
+        tokens = token_grid(grid, patch)
+        self.padding = (tokens[1] * patch[1] - grid[1], tokens[0] * patch[0] - grid[0])
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        table = sincos_position(*tokens, width)
+        if position == "learned":
+            self.position = nn.Parameter(table)
+        else:
+            self.register_buffer("position", table)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        east, south = self.padding
+        if south:
+            x_NCHW = F.pad(x_NCHW, (0, 0, 0, south), mode="reflect")
+        if east:
+            x_NCHW = F.pad(x_NCHW, (0, east, 0, 0), mode="circular")
+        with full_precision(x_NCHW):
+            tokens: Tensor = self.proj(x_NCHW)
+        return tokens.permute(0, 2, 3, 1) + self.position
+
+
+def token_grid(grid: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
+    """Returns the number of patches along latitude and longitude, the last ones padded."""
+    return -(-grid[0] // patch[0]), -(-grid[1] // patch[1])
+
+
+def sincos_position(rows: int, columns: int, width: int) -> Tensor:
+    """Sine-cosine table (1, rows, columns, width): half the width for rows, half for columns."""
+    angular = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+
+    def features(length: int) -> Tensor:
+        angle = torch.outer(torch.arange(length, dtype=torch.float64), angular)
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    along_rows = features(rows)[:, None, :].expand(-1, columns, -1)
+    along_columns = features(columns)[None].expand(rows, -1, -1)
+    return torch.cat([along_rows, along_columns], dim=-1).float()[None]
+
+
+class TimeEmbedding(nn.Module):
+    """Fourier features of 1000 t, then Linear, SiLU, Linear: (M,) -> (M, D)."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = _TIME_FEATURES // 2
+        frequencies = torch.exp(torch.arange(half) * (-math.log(_MAX_PERIOD) / half)) * _TIME_SCALE
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t_M: Tensor) -> Tensor:
+        angle = t_M[:, None] * self.frequencies
+        with full_precision(angle):
+            embedded: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return embedded
+
+
+class MLP(nn.Module):
+    """Linear, tanh-approximated GELU, Linear."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, or over a window when `kernel` is given."""
+
+    def __init__(
+        self, width: int, heads: int, *, kernel: tuple[int, int] | None, longitude: str, qk_norm: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.kernel, self.longitude = heads, kernel, longitude
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        head = width // heads
+        self.q_norm = nn.LayerNorm(head, eps=_LAYER_NORM_EPS) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head, eps=_LAYER_NORM_EPS) if qk_norm else nn.Identity()
+
+    def forward(self, x_NhwD: Tensor) -> Tensor:
+        qkv: Tensor = self.qkv(x_NhwD)
+        if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+            # The backward pass of CPU attention is three times slower in bfloat16 than in float32.
+            with torch.autocast("cpu", enabled=False):
+                mixed = self._mix(qkv.float())
+        else:
+            mixed = self._mix(qkv)
+        out: Tensor = self.proj(mixed)
+        return out
+
+    def _mix(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv.reshape(*qkv.shape[:-1], 3, self.heads, -1).unbind(-3)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.kernel is None:
+            mixed = _global_attention(q, k, v)
+        else:
+            mixed = neighborhood_attention(q, k, v, kernel=self.kernel, longitude=self.longitude)
+        return mixed.flatten(-2)
+
+
+def _global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    queries, keys, values = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(q.shape)
+
+
+class Block(nn.Module):
+    """Transformer block with adaptive normalisation, DiT adaLN-Zero (Peebles & Xie 2023, arXiv 2212.09748).
+
+    m = Linear(c) [+ Linear(xi)] is split into (shift, scale, gate) for attention and for the MLP:
+    x <- x + gate_a Attention(LN(x) (1 + scale_a) + shift_a);  x <- x + gate_m MLP(LN(x) (1 + scale_m) +
+    shift_m).
+
+    `c` and `xi` come through SiLU already: every block needs the same activation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: int,
+        kernel: tuple[int, int] | None,
+        longitude: str = "periodic",
+        qk_norm: bool = False,
+        noise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attn = Attention(width, heads, kernel=kernel, longitude=longitude, qk_norm=qk_norm)
+        self.mlp = MLP(width, mlp_ratio * width, width)
+        self.modulation = nn.Linear(width, 6 * width)
+        self.noise_modulation = nn.Linear(width, 6 * width) if noise else None
+
+    def forward(self, x_NhwD: Tensor, c_MD: Tensor, xi_ND: Tensor | None = None) -> Tensor:
+        m = self.modulation(c_MD)
+        if self.noise_modulation is not None:
+            m = m + self.noise_modulation(xi_ND)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = m[:, None, None, :].chunk(6, dim=-1)
+        x_NhwD = x_NhwD + gate_a * self.attn(normalise(x_NhwD, shift_a, scale_a))
+        out: Tensor = x_NhwD + gate_m * self.mlp(normalise(x_NhwD, shift_m, scale_m))
+        return out
+
+
+def normalise(x_NhwD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without own parameters, then the affine map given by the condition."""
+    x_NhwD = F.layer_norm(x_NhwD, x_NhwD.shape[-1:], eps=_LAYER_NORM_EPS)
+    return x_NhwD * (1 + scale) + shift
+
+
+class OutputLayer(nn.Module):
+    """Tokens (N, h, w, D) to fields (N, C, h p1, w p2): modulated layer norm, Linear, patches in place."""
+
+    def __init__(self, width: int, channels: int, patch: tuple[int, int]) -> None:
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.linear = nn.Linear(width, patch[0] * patch[1] * channels)
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, x_NhwD: Tensor, c_MD: Tensor) -> Tensor:
+        with full_precision(x_NhwD):
+            shift, scale = self.modulation(c_MD.to(x_NhwD.dtype))[:, None, None, :].chunk(2, dim=-1)
+            patches: Tensor = self.linear(normalise(x_NhwD, shift, scale))
+        (n, h, w, _), (rows, columns) = patches.shape, self.patch
+        fields = patches.reshape(n, h, w, rows, columns, self.channels).permute(0, 5, 1, 3, 2, 4)
+        return fields.reshape(n, self.channels, h * rows, w * columns)
+
+
+class ConvHead(nn.Module):
+    """3x3 convolution of fields (N, C, H, W): wrapped columns, rows reflected at the poles."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        wrapped = F.pad(x_NCHW, (1, 1, 0, 0), mode="circular")
+        with full_precision(wrapped):
+            out: Tensor = self.conv(F.pad(wrapped, (0, 0, 1, 1), mode="reflect"))
+        return out
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Returns the context in which fields enter and leave a network, whatever precision its blocks run in."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def mixed_precision(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Returns the autocast context of a network on the device of `x`; None leaves the caller's precision alone."""
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)
+
+
+def initialise(network: nn.Module, seed: int) -> None:
+    """Sets the weights: Xavier for matrices, zero for biases, modulations and the output (adaLN-Zero).
+
+    The network then starts as zero: it predicts the mean residual. A network on the meta device is left
+    alone.
+    """
+    weights = list(network.parameters())
+    if any(weight.is_meta for weight in weights):
+        return
+    generator = torch.Generator(weights[0].device).manual_seed(seed)
+    for name, module in network.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        if name.endswith("modulation") or name == "output.linear":
+            nn.init.zeros_(module.weight)
+        else:
+            nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)

@@ -1,0 +1,177 @@
+"""The decoder: from a latent residual and the full state to the full-resolution residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wx_models._blocks import (
+    Block,
+    OutputLayer,
+    PatchEmbedding,
+    TimeEmbedding,
+    initialise,
+    mixed_precision,
+    token_grid,
+)
+from wx_models._config import JsonConfig, check_choice, check_positive
+from wx_models._downsample import Upsample
+from wx_models._transformer import POSITIONS, check_field
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalProjectorConfig(JsonConfig):
+    """Shape of a `LocalProjector`. Defaults are those of ATLAS where it has one.
+
+    Attributes:
+        channels: channels C of the state.
+        forcing_channels: channels A of the forcing; 0 for none.
+        grid: full grid (H, W).
+        patch: full-grid points per token, equal to the downsampling factor: one token per latent point.
+        width: token width D.
+        depth: number of blocks.
+        heads: attention heads, must divide the width.
+        latent_width: part of the width given to the latent residual; None is 4/13 of it, rounded to a
+            multiple of 4.
+        mlp_ratio: hidden width of the MLP over the token width.
+        kernel: attention window (rows, columns) in tokens.
+        longitude: windows are "periodic", or "clamp" at 0 and 360 degrees as published.
+        qk_norm: layer norm of queries and keys.
+        position: fixed "sincos" table, or "learned" from it.
+        residual_upsample: the network adds to the bilinear interpolation of the latent residual. Not in
+            ATLAS, where it makes the whole field; on small budgets it saves learning the interpolation.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    width: int
+    depth: int
+    heads: int
+    forcing_channels: int = 0
+    latent_width: int | None = None
+    mlp_ratio: int = 4
+    kernel: tuple[int, int] = (3, 3)
+    longitude: str = "periodic"
+    qk_norm: bool = False
+    position: str = "sincos"
+    residual_upsample: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(self, "channels", "grid", "patch", "width", "depth", "heads", "mlp_ratio", "kernel")
+        check_choice(self, "position", POSITIONS)
+        check_choice(self, "longitude", ("periodic", "clamp"))
+        if self.width % self.heads:
+            raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        if any(width < 4 or width % 4 for width in self.stream_widths):
+            raise ValueError(
+                f"state and latent widths {self.stream_widths} must be multiples of 4: "
+                f"choose width {self.width} a multiple of 4, at least 8, or set latent_width"
+            )
+
+    @property
+    def stream_widths(self) -> tuple[int, int]:
+        """Token widths of the state stream and of the latent stream."""
+        latent = 4 * round(self.width / 13) if self.latent_width is None else self.latent_width
+        return self.width - latent, latent
+
+    @property
+    def latent_grid(self) -> tuple[int, int]:
+        """Grid (h, w) of the latent residual, one point per token."""
+        return token_grid(self.grid, self.patch)
+
+    @classmethod
+    def atlas(cls) -> Self:
+        """The published size, 1.8 billion parameters."""
+        return cls(
+            channels=75, forcing_channels=4, grid=(721, 1440), patch=(4, 4), width=2496, depth=16, heads=12
+        )
+
+
+class LocalProjector(nn.Module):
+    """D(r, x0, forcing): neighbourhood attention on the full grid (ATLAS, arXiv 2601.18111).
+
+    The full-resolution state, cut into patches, and the latent residual, one token per point, share one token
+    grid. Attention is local, so the network runs on a row-sharded tensor type with one halo exchange per
+    block.
+
+    Args:
+        config: shape of the network.
+        seed: weights are a function of config and seed.
+        compute_dtype: autocast of the blocks, as torch.bfloat16; None leaves the caller's precision alone.
+    """
+
+    def __init__(
+        self, config: LocalProjectorConfig, *, seed: int = 0, compute_dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.compute_dtype = config, compute_dtype
+        state_width, latent_width = config.stream_widths
+        inputs = config.channels + config.forcing_channels
+        self.state_embedding = PatchEmbedding(
+            inputs, state_width, config.grid, config.patch, position=config.position
+        )
+        self.latent_embedding = PatchEmbedding(
+            config.channels, latent_width, config.latent_grid, (1, 1), position=config.position
+        )
+        self.time = TimeEmbedding(config.width)
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
+        self.output = OutputLayer(config.width, config.channels, config.patch)
+        self.upsample = Upsample(config.grid, config.patch) if config.residual_upsample else None
+        initialise(self, seed)
+
+    def project(self, residual: Tensor, state: Tensor, forcing: Tensor | None = None, /) -> Tensor:
+        """Returns the normalised residual x1 - x0 on the full grid, (N, C, H, W).
+
+        Args:
+            residual: normalised latent residual r (N, C, h, w).
+            state: normalised state x0 (N, C, H, W).
+            forcing: (N, A, H, W), given exactly when the configuration has forcing channels.
+
+        Raises:
+            ValueError: an input is missing, is not taken, or has another shape.
+        """
+        out: Tensor = self(residual, state, forcing)
+        return out
+
+    def forward(self, residual: Tensor, state: Tensor, forcing: Tensor | None) -> Tensor:
+        config = self.config
+        check_field("residual", residual, config.channels, config.latent_grid)
+        tokens = torch.cat(
+            [self.state_embedding(self._inputs(state, forcing)), self.latent_embedding(residual)], dim=-1
+        )
+        # The published network keeps the time embedding and feeds it t = 1.
+        c = F.silu(self.time(self.time.frequencies.new_ones(1)))
+        with mixed_precision(tokens, self.compute_dtype):
+            for block in self.blocks:
+                tokens = block(tokens, c)
+        fields: Tensor = self.output(tokens, c)
+        fields = fields[..., : config.grid[0], : config.grid[1]]
+        return fields if self.upsample is None else self.upsample(residual) + fields
+
+    def _inputs(self, state: Tensor, forcing: Tensor | None) -> Tensor:
+        config = self.config
+        check_field("state", state, config.channels, config.grid)
+        if (forcing is not None) != (config.forcing_channels > 0):
+            raise ValueError(
+                f"the projector has {config.forcing_channels} forcing channels, got forcing {forcing}"
+            )
+        if forcing is None:
+            return state
+        check_field("forcing", forcing, config.forcing_channels, config.grid)
+        return torch.cat([state, forcing], dim=1)
+
+
+def _block(config: LocalProjectorConfig) -> Block:
+    return Block(
+        config.width,
+        config.heads,
+        mlp_ratio=config.mlp_ratio,
+        kernel=config.kernel,
+        longitude=config.longitude,
+        qk_norm=config.qk_norm,
+    )

@@ -1,0 +1,1 @@
+"""Reference assemblies of the five packages."""
