@@ -4,7 +4,9 @@ Problem A: a 2-D Ornstein-Uhlenbeck transition whose noise has correlation 0.735
 Problem B: a 1-D mixture of two modes 8 standard deviations apart, the test of multimodality.
 
 Each row trains one small MLP (3 x 128, Adam 2e-3 with cosine decay, batch 1024, power-function average) and
-samples 256 members for 128 conditions. Run: python benchmarks/estimators_bars.py [--steps 2000] [--seeds 1 2 3]
+samples 256 members for 128 conditions. Run:
+
+    python benchmarks/estimators_bars.py [--steps 2000] [--seeds 1 2 3]
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +33,7 @@ from wx_estimators import (
     Estimator,
     EulerMaruyama,
     Key,
-    NetSpec,
+    NetworkSpec,
     StochasticInterpolant,
     SumScore,
 )
@@ -44,13 +47,13 @@ MODE_SD = 0.25
 class Toy(nn.Module):
     """A perceptron on (x, state, features of t, noise) with the interface of `wx_estimators.Network`."""
 
-    def __init__(self, spec: NetSpec, state: int) -> None:
+    def __init__(self, spec: NetworkSpec, state: int) -> None:
         super().__init__()
         self.spec = spec
         width = state + spec.takes_x * spec.out_channels + 7 * spec.takes_t
         width += spec.noise[0] if spec.noise else 0
         sizes = [width, 128, 128, 128]
-        layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), nn.SiLU())]
+        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), nn.SiLU())]
         self.body = nn.Sequential(*layers, nn.Linear(128, spec.out_channels))
 
     def predict(
@@ -61,7 +64,8 @@ class Toy(nn.Module):
         if t is not None:
             angle = t[:, None] * torch.tensor([math.pi, 2 * math.pi, 4 * math.pi])
             parts += [t[:, None], angle.sin(), angle.cos()]
-        return self.body(torch.cat(parts, 1))
+        out: Tensor = self.body(torch.cat(parts, 1))
+        return out
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def _states_a(n: int, g: torch.Generator) -> Tensor:
 
 
 def _draw_a(x: Tensor, g: torch.Generator) -> Tensor:
-    noise = torch.randn(x.shape, generator=g) @ torch.linalg.cholesky(Q).T
+    noise: Tensor = torch.randn(x.shape, generator=g) @ torch.linalg.cholesky(Q).T
     return x @ A.T + noise
 
 
@@ -156,12 +160,14 @@ def report_a(x: Tensor, y: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def report_b(x: Tensor, y: Tensor, exact: Tensor) -> dict[str, float]:
-    """Scores of members y (B, M, 1) for states x; only pair distances of the true law use `exact`."""
+    """Scores of members y (B, M, 1) for states x; the true law enters in closed form."""
+    del exact
     sd, right = torch.tensor(MODE_SD), _right(x)
     to_modes = [gaussian_distance(y[..., 0] - mode, sd).mean(1, keepdim=True) for mode in MODES]
     skill = (1 - right) * to_modes[0] + right * to_modes[1]
-    same, other = 2 * MODE_SD / math.sqrt(math.pi), gaussian_distance(
-        torch.tensor(MODES[1] - MODES[0]), sd * math.sqrt(2.0)
+    same, other = (
+        2 * MODE_SD / math.sqrt(math.pi),
+        gaussian_distance(torch.tensor(MODES[1] - MODES[0]), sd * math.sqrt(2.0)),
     )
     entropy = 0.5 * ((right**2 + (1 - right) ** 2) * same + 2 * right * (1 - right) * other)
     score = skill[:, 0] - 0.5 * mean_pair_distance(y)
@@ -175,15 +181,13 @@ def report_b(x: Tensor, y: Tensor, exact: Tensor) -> dict[str, float]:
 
 def estimators(problem: Problem) -> dict[str, Estimator]:
     """The rows of the table, and settings that differ between problems."""
-    sigma = {"A": (1.0, 0.89), "B": 1.03}[problem.name]
+    sigma = (1.0, 0.89) if problem.name == "A" else (1.03,)
     crps: dict[str, Estimator] = {
         "CRPS alone, M = 2": EnsembleCRPS(score=CRPS(), noise_shape=(4,)),
         "energy score, M = 2": EnsembleCRPS(score=EnergyScore(), noise_shape=(4,)),
     }
     if problem.channels > 1:
-        joint = SumScore(
-            terms=(CRPS(), DifferenceCRPS(steps=((1,),), periodic=(True,))), factors=(1.0, 0.2)
-        )
+        joint = SumScore(terms=(CRPS(), DifferenceCRPS(steps=((1,),), periodic=(True,))), factors=(1.0, 0.2))
         crps["CRPS + 0.2 differences"] = EnsembleCRPS(score=joint, noise_shape=(4,))
     atlas = StochasticInterpolant(sigma_target=sigma, preconditioning="atlas")
     return {

@@ -214,3 +214,24 @@ def test_no_path_of_one_machine() -> None:
             if match := pattern.search(text):
                 found[str(path.relative_to(ROOT))] = match[0]
     assert not found
+
+
+@per_package
+def test_every_public_protocol_has_a_contract(package: str) -> None:
+    """Something is annotated to satisfy it, and something that must not is refused by the type checkers."""
+    source = ROOT / "packages" / package / "src" / IMPORT_NAMES[package]
+    public = ast.parse((source / "__init__.py").read_text())
+    exported = {
+        alias.asname or alias.name
+        for node in public.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    contracts = "".join(path.read_text() for path in ROOT.glob("tests/contracts/*.py"))
+    for protocol in protocols(package):
+        if protocol.name in exported:
+            name = rf"{IMPORT_NAMES[package]}\.{protocol.name}\b"
+            aliases = re.findall(rf"^(\w+) = {name}", contracts, re.MULTILINE)
+            returned = rf"(?:{'|'.join([name, *aliases])})"
+            assert re.search(rf"^def (?!refused_)\w+\(.*\) -> {returned}", contracts, re.MULTILINE), name
+            assert re.search(rf"^def refused_\w+\(.*\) -> {returned}", contracts, re.MULTILINE), name

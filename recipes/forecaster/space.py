@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,6 +35,10 @@ class Space:
     def residual(self, n0: Tensor, n1: Tensor) -> Tensor:
         """Normalised residual between two normalised states, on any grid."""
         return ((n1 - n0) - _column(self.shift)) / _column(self.scale)
+
+    def to(self, device: str) -> Space:
+        """The same space on another device."""
+        return Space(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def to_dict(self) -> dict[str, list[float]]:
         """JSON data."""

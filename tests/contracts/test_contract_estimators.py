@@ -225,7 +225,7 @@ def test_noise_shape_dtype_device(make: MakeNoise, device: str, dtype: torch.dty
 
 @NOISES
 def test_noise_is_a_function_of_the_key_alone(make: MakeNoise) -> None:
-    """Bitwise: again, one member alone, one initial time alone; global random state is neither read nor moved."""
+    """Bitwise: drawn again, and for one member of one initial time; global random state does not move."""
     all_of_it = draw(make, key())
     before = torch.get_rng_state()
     assert torch.equal(all_of_it, draw(make, key()))
@@ -328,7 +328,7 @@ def test_score_shape_dtype_device(make: MakeScore, device: str, dtype: torch.dty
 def test_score_gradient_is_the_finite_difference(make: MakeScore) -> None:
     pred, target = ensemble()
     pred, target = pred[:1, :2, :, :2, :4], target[:1, :, :2, :4]
-    assert torch.autograd.gradcheck(lambda x: make().score(x, target, None), pred.requires_grad_())  # type: ignore[no-untyped-call]
+    assert torch.autograd.gradcheck(lambda x: make().score(x, target, None), pred.requires_grad_())
 
 
 @SCORES
@@ -344,7 +344,9 @@ def test_score_does_not_know_the_order_of_members(make: MakeScore) -> None:
 def test_score_of_a_perfect_ensemble_is_zero(make: MakeScore) -> None:
     _, target = ensemble()
     perfect = target.unsqueeze(1).expand(-1, 4, -1, -1, -1)
-    assert make().score(perfect, target, None).abs().max() < 1e-12
+    # The norm of the energy score is sqrt(v^2 + 1e-12), which has a gradient where members coincide.
+    limit = 1e-6 if make is energy_score else 1e-12
+    assert make().score(perfect, target, None).abs().max() < limit
 
 
 @SCORES
@@ -447,7 +449,7 @@ def test_estimator_loss_trains_every_weight(make: MakeEstimator) -> None:
     assert out.loss.isfinite()
     assert out.per_channel.shape == (CHANNELS,)
     assert not out.per_channel.requires_grad
-    out.loss.backward()  # type: ignore[no-untyped-call]
+    out.loss.backward()
     assert not [name for name, weight in network.named_parameters() if weight.grad is None]
     assert torch.equal(out.loss, make().loss(network, batch, key(2, 1)).loss)
 
@@ -492,7 +494,7 @@ def test_estimator_with_one_rank_is_the_estimator() -> None:
     for estimator in (alone, replace(alone, comm=one_rank())):
         network = network_for(alone)
         loss = estimator.loss(network, batch, key(2, 2)).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         results.append([loss, *(weight.grad for weight in network.parameters())])
     for first, second in zip(*results, strict=True):
         assert first is not None

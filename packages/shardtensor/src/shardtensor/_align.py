@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from shardtensor._collectives import own_rows, shared, total
+from shardtensor._collectives import own_rows, shared, tied, total
 from shardtensor._redistribute import rebalance
 from shardtensor._spec import ShardSpec, Sizes
 from shardtensor._tensor import ShardTensor, place, unsupported
@@ -43,6 +43,7 @@ class Aligned:
         summed = [m for m, label in enumerate(self.labels) if label is not None and label not in axes]
         dims = tuple(axes.index(label) if label in axes else None for label in self.labels)
         sizes = tuple(None if dim is None else n for dim, n in zip(dims, self.sizes, strict=True))
+        out = tied(out, self.locals) if out.numel() == 0 else out
         return place(total(out, self.spec, summed), self.spec, dims, sizes)
 
 

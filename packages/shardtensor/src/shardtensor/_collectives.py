@@ -288,7 +288,7 @@ def total(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
 
 
 def shared(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
-    """Marks a replicated value that is used on shards: identity, and the backward all-reduces the gradient."""
+    """Marks a replicated value that is used on shards: the identity; the backward all-reduces."""
     if not needs_gradient(x):
         return x
     groups = _groups(spec, mesh_dims)
@@ -296,6 +296,18 @@ def shared(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
         return x
     result: Tensor = _Shared.apply(x, groups)
     return result
+
+
+def tied(out: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Connects an empty result to its operands.
+
+    Some functions give an operand no gradient at all if there is nothing to compute. The backward of a collective must
+    run on every rank, so the operand gets zeros.
+    """
+    for part in parts:
+        if needs_gradient(part) and out.is_floating_point():
+            out = out + (0 * part.sum()).to(out.dtype)
+    return out
 
 
 def needs_gradient(x: Tensor) -> bool:
@@ -339,7 +351,7 @@ class _Shared(Function):
 def extremum(
     x: Tensor, dims: tuple[int, ...], spec: ShardSpec, mesh_dims: Sequence[int], largest: bool
 ) -> Tensor:
-    """Returns the maximum (or minimum) over `dims` and the ranks of `mesh_dims`, with `dims` kept as extent 1.
+    """Returns the maximum (or minimum) over `dims` and the ranks of `mesh_dims`, keeping `dims` as extent 1.
 
     Equal extrema share the gradient evenly, wherever they lie, as torch.amax does.
     """

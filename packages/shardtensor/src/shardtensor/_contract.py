@@ -119,17 +119,16 @@ def scaled_dot_product_attention(
     if mask is not None:
         operands.append(mask)
         axes.append((*_batch(mask.ndim), "query", "key"))
+    causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
+    split = {
+        label for x, labels in zip(operands, axes, strict=True) if isinstance(x, ShardTensor)
+        for label in (labels[dim] for dim in x.spec.dims if dim is not None)
+    }
+    if split & {"key", "width"} or ("query" in split and causal) or (-1 in split and grouped):
+        heads = f"Call .redistribute([Shard({operands[0].ndim - 3})]) on query, key and value to shard the heads."
+        raise unsupported("scaled_dot_product_attention", operands, {}, "the sequence is sharded", heads)
     aligned = align("scaled_dot_product_attention", operands, axes)
     options = {name: named[name] for name in ("scale", "enable_gqa") if name in named}
-    causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
-    split = {label for label in aligned.labels if label is not None}
-    if split & {"key", "width"} or ("query" in split and causal) or (-1 in split and grouped):
-        raise unsupported(
-            "scaled_dot_product_attention",
-            operands,
-            {},
-            "the sequence is sharded; shard the heads or the batch",
-        )
     q, k, v, *bias = aligned.locals
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=bias[0] if bias else None, is_causal=causal, **options

@@ -43,7 +43,7 @@ def in_place(
 def cast(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor | Tensor:
-    """Converts the dtype or device of the first argument; a second tensor only gives its own as an example."""
+    """Converts the dtype or device of the first argument; a second tensor only gives its own."""
     first = args[0]
     rest = [x.local if isinstance(x, ShardTensor) else x for x in args[1:]]
     if not isinstance(first, ShardTensor):

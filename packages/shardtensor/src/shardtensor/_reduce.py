@@ -31,7 +31,7 @@ def dimensions(dim: Axis, ndim: int) -> tuple[int, ...]:
 def settle(
     out: Tensor, x: ShardTensor, dims: Sequence[int], keepdim: bool, *, pending: bool = True
 ) -> ShardTensor:
-    """Wraps a local reduction of x over `dims`; `pending` terms of sharded dimensions are summed over the ranks."""
+    """Wraps a local reduction of x over `dims`; `pending` terms of sharded ones are all-reduced."""
     if pending:
         out = total(out, x.spec, [m for m, d in enumerate(x.spec.dims) if d in dims])
     kept: list[int | None] = []

@@ -118,7 +118,7 @@ class ShardSpec:
 
 
 def chunk_sizes(extent: int, parts: int) -> Sizes:
-    """Returns the extents that `torch.chunk` gives to `parts` ranks: ceil(extent / parts) each, until it runs out."""
+    """Returns the extents of torch.chunk: ceil(extent / parts) for each part, until none is left."""
     each = -(-extent // parts)
     return tuple(max(0, min(each, extent - each * part)) for part in range(parts))
 
@@ -132,7 +132,7 @@ def sizes_by_mesh_dim(placements: Sequence[Placement], sizes: SizesArgument) -> 
     sharded = [m for m, placement in enumerate(placements) if isinstance(placement, Shard)]
     if len(sharded) != 1:
         raise ValueError(
-            f"a plain sequence of sizes needs exactly one sharded mesh dimension, placements are {tuple(placements)}: "
+            f"a plain sequence of sizes needs exactly one sharded mesh dimension, got {tuple(placements)}: "
             "give {mesh dimension: extents}"
         )
     return {sharded[0]: tuple(int(n) for n in sizes)}
@@ -187,7 +187,7 @@ def _check_sizes(mesh: DeviceMesh, shape: torch.Size, dims: Dims, sizes: tuple[S
             continue
         if len(extents) != mesh.size(mesh_dim) or sum(extents) != shape[dim] or min(extents) < 0:
             raise ValueError(
-                f"sizes of mesh dimension {mesh_dim} must be {mesh.size(mesh_dim)} non-negative extents that sum to "
+                f"sizes of mesh dimension {mesh_dim} must be {mesh.size(mesh_dim)} extents >= 0 that sum to "
                 f"{shape[dim]} (tensor dimension {dim}), got {extents}"
             )
 

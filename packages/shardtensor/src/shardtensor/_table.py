@@ -147,13 +147,7 @@ def _gradient(func: Any, _: Any, args: Any, kwargs: Any) -> Any:
     outputs, inputs, *rest = args
     flat = (inputs,) if isinstance(inputs, Tensor | ShardTensor) else tuple(inputs)
     unwrap = tree_map(local_part, (outputs, flat, *rest))
-    grads = func(
-        *unwrap,
-        **{
-            k: [local_part(x) for x in v] if isinstance(v, list | tuple) else local_part(v)
-            for k, v in kwargs.items()
-        },
-    )
+    grads = func(*unwrap, **tree_map(local_part, dict(kwargs)))
     return tuple(
         place(grad, x.spec, x.spec.dims, x.spec.sizes)
         if isinstance(x, ShardTensor) and grad is not None

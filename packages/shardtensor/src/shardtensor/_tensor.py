@@ -37,7 +37,7 @@ class _Surface:
 
 @dataclass(slots=True, eq=False, repr=False, weakref_slot=True)
 class ShardTensor(_Surface):
-    """A global tensor, sharded evenly or not over a device mesh, on which torch functions and modules run unchanged.
+    """A global tensor, sharded evenly or not over a device mesh; torch functions and modules run on it.
 
     Autograd lives in the local tensors: an operation calls the same torch function on the local parts, with
     communication where the result needs it. Functions see the global shape. Plain tensors that meet a
@@ -123,7 +123,7 @@ class ShardTensor(_Surface):
     def redistribute(
         self, placements: Sequence[Placement] | None = None, *, sizes: SizesArgument = None
     ) -> ShardTensor:
-        """Returns the same global tensor in another layout, with one collective for each mesh dimension that changes.
+        """Returns the same global tensor in another layout: one collective for each mesh dimension that changes.
 
         Args:
             placements: target placements; by default the present ones (to change the sizes alone).
@@ -253,13 +253,13 @@ class ShardTensor(_Surface):
         return self.local
 
     def __bool__(self) -> bool:
-        return bool(self._value("bool"))
+        return bool(self._value("bool").item())
 
     def __float__(self) -> float:
-        return float(self._value("float"))
+        return float(self._value("float").item())
 
     def __int__(self) -> int:
-        return int(self._value("int"))
+        return int(self._value("int").item())
 
     def __len__(self) -> int:
         return len(self.local) if not self.spec.shape else self.spec.shape[0]
@@ -309,16 +309,22 @@ def dispatch(
 
 
 def unsupported(
-    op: str, args: Iterable[Any], kwargs: Mapping[str, Any], reason: str = ""
+    op: str, args: Iterable[Any], kwargs: Mapping[str, Any], reason: str = "", remedy: str = ""
 ) -> UnsupportedShardedOp:
-    """Returns the error for an operation without a sharded form."""
-    layouts = "; ".join(x.spec.describe() for x in sharded_arguments(args, kwargs))
-    ndim = next((x.spec.mesh.ndim for x in sharded_arguments(args, kwargs)), 1)
-    whole = ", ".join(["Replicate()"] * ndim)
-    reason = reason or "has no sharded form"
-    return UnsupportedShardedOp(
-        op, f"{reason} ({layouts})", f"Call .redistribute([{whole}]) first to run it on every rank."
-    )
+    """Returns the error for an operation without a sharded form; by default the remedy is to replicate."""
+    specs = [x.spec for x in sharded_arguments(args, kwargs)]
+    layouts = "; ".join(dict.fromkeys(spec.describe() for spec in specs))
+    whole = ", ".join(["Replicate()"] * (specs[0].mesh.ndim if specs else 1))
+    remedy = remedy or f"Call .redistribute([{whole}]) first to run it on every rank."
+    return UnsupportedShardedOp(op, f"{reason or 'has no sharded form'} ({layouts})", remedy)
+
+
+def elsewhere(x: ShardTensor, dims: Sequence[int]) -> str:
+    """Returns the advice to shard a dimension that is not among `dims`, or none."""
+    free = [d for d in range(x.ndim) if d not in dims and x.shape[d] >= x.spec.mesh.size(0)]
+    if x.spec.mesh.ndim > 1 or not free:
+        return ""
+    return f"Call .redistribute([Shard({max(free, key=lambda d: x.shape[d])})]) first."
 
 
 def sharded_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[ShardTensor]:
@@ -348,7 +354,7 @@ def like(local: Tensor, spec: ShardSpec) -> ShardTensor:
 
 
 def place(local: Tensor, spec: ShardSpec, dims: Dims, sizes: tuple[Sizes | None, ...]) -> ShardTensor:
-    """Wraps a result on the mesh of `spec`, sharded over `dims` with `sizes`; the other extents are those of `local`."""
+    """Wraps a result on the mesh of `spec`, sharded over `dims` with `sizes`; other extents are the local ones."""
     shape = list(local.shape)
     for dim, extents in zip(dims, sizes, strict=True):
         if dim is not None and extents is not None:

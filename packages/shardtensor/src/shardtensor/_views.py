@@ -14,7 +14,7 @@ from shardtensor._align import align
 from shardtensor._errors import UnsupportedShardedOp
 from shardtensor._reduce import dimensions
 from shardtensor._spec import Sizes
-from shardtensor._tensor import ShardTensor, local_part, place, unsupported
+from shardtensor._tensor import ShardTensor, elsewhere, local_part, place, unsupported
 
 
 def integers(values: tuple[Any, ...]) -> tuple[int, ...]:
@@ -180,7 +180,8 @@ def _misfit(x: ShardTensor, target: Sequence[int], dim: int, new_dim: int) -> Un
     )
     return UnsupportedShardedOp(
         "reshape",
-        f"to {tuple(target)}: rows per rank of dimension {dim} are not multiples of {each} ({x.spec.describe()})",
+        f"to {tuple(target)}: rows per rank of dimension {dim} are not multiples of {each} "
+        f"({x.spec.describe()})",
         f"Call .redistribute(sizes=...) with multiples of {each} first.",
     )
 
@@ -208,7 +209,7 @@ def concatenate(
 
 
 def along(position: int, default: Any, name: str = "dim") -> Callable[..., Any]:
-    """Returns a handler for functions that couple elements along one or more dimensions, none of them sharded.
+    """Returns a handler for functions that couple elements along dimensions that are not sharded.
 
     Args:
         position: where the dimension stands among the arguments.
@@ -225,9 +226,8 @@ def along(position: int, default: Any, name: str = "dim") -> Callable[..., Any]:
             raise unsupported(func.__name__, args, kwargs)
         dims = dimensions(dim, first.ndim)
         if any(d in dims for d in first.spec.dims):
-            raise unsupported(
-                func.__name__, args, kwargs, f"couples elements along sharded dimensions of {dims}"
-            )
+            reason = f"couples elements along sharded dimensions of {dims}"
+            raise unsupported(func.__name__, args, kwargs, reason, elsewhere(first, dims))
         out = func(*map(local_part, args), **{key: local_part(value) for key, value in kwargs.items()})
         return _wrap_along(out, first, dims)
 

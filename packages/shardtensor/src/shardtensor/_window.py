@@ -23,7 +23,7 @@ WindowPlan = tuple[Sizes, Wants, tuple[tuple[int, int], ...]]
 def plan_windows(
     sizes: Sizes, kernel: int, stride: int, before: int, after: int, dilation: int
 ) -> WindowPlan:
-    """Assigns every output j, which reads rows j s - before + t d for t < k, to the rank that owns its window's centre.
+    """Assigns every output j, which reads rows j s - before + t d for t < k, to the owner of its window's centre.
 
     The centre is j s - before + floor(d (k - 1) / 2), moved into the domain if it lies outside.
 
@@ -170,7 +170,7 @@ def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, 
 def plan_padding(
     sizes: Sizes, before: int, after: int, mode: str
 ) -> tuple[Sizes, Wants, tuple[tuple[int, int], ...]]:
-    """Returns rows per rank after padding, the rows that every rank copies, and the rows it adds (above, below).
+    """Returns rows per rank after padding, the rows each rank copies, and the rows it adds (above, below).
 
     The ranks that own the first and the last row own the padding beyond them.
     """

@@ -13,6 +13,7 @@ from wx_data._forcings import Forcings
 from wx_data._grid import Grid
 from wx_data._loader import Batch, Loader, TimeWindow
 from wx_data._protocols import RowRange, Source
+from wx_data._sources import open_source
 from wx_data._statistics import Statistics, compute_statistics
 from wx_data._store import Store
 from wx_data._writer import ForecastWriter, open_forecast
@@ -23,8 +24,8 @@ __all__ = [
     "PRESETS",
     "Batch",
     "Channel",
-    "ForecastWriter",
     "Forcings",
+    "ForecastWriter",
     "Grid",
     "Loader",
     "RowRange",
@@ -39,4 +40,5 @@ __all__ = [
     "compute_statistics",
     "convert",
     "open_forecast",
+    "open_source",
 ]

@@ -91,7 +91,9 @@ _VARIABLES: dict[str, Channel] = dict(
     [
         _entry("u", "u_component_of_wind", ("u",), _U, "m s-1", (-300, 300), wind=True),
         _entry("v", "v_component_of_wind", ("v",), _V, "m s-1", (-300, 300), wind=True),
-        _entry("z", "geopotential", ("z", "gh"), "geopotential", "m2 s-2", (-1.5e4, 9e5), equivalents=_HEIGHT),
+        _entry(
+            "z", "geopotential", ("z", "gh"), "geopotential", "m2 s-2", (-1.5e4, 9e5), equivalents=_HEIGHT
+        ),
         _entry("t", "temperature", ("t",), "air_temperature", "K", (130, 360)),
         _entry("q", "specific_humidity", ("q",), "specific_humidity", "kg kg-1", (-5e-3, 0.06)),
         _entry("w", "vertical_velocity", ("w",), _OMEGA, "Pa s-1", (-100, 100)),

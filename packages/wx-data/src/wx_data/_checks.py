@@ -61,7 +61,9 @@ def check_units(array: xr.DataArray, names: Sequence[str]) -> None:
     for name, units in zip(names, np.atleast_1d(array["units"].values), strict=True):
         spec = channel(name)
         if not np.allclose(_convertible(spec, str(units), spec.units), (1.0, 0.0), rtol=1e-12, atol=0):
-            raise SourceError(f"channel {name}: the source gives {units!r}, it must convert to {spec.units!r}")
+            raise SourceError(
+                f"channel {name}: the source gives {str(units)!r}, it must convert to {spec.units!r}"
+            )
 
 
 def fill_missing(field: Field, names: Sequence[str], policy: Policy) -> Field:
@@ -112,8 +114,9 @@ def _nan_message(field: Field, name: str, entry: Mapping[str, Any], layout: _Lay
         pattern = "; the whole field is missing: a hole in the source"
     elif "lsm" in layout.statics and np.mean(missing == (layout.statics["lsm"] > 0.5)) > 0.95:
         pattern = "; the pattern is that of the land mask"
+    when = show(from_hours(entry["valid_time"] // 3600))
     return (
-        f"channel {name} at {show(from_hours(entry['valid_time'] // 3600))}: {int(missing.sum())} missing values "
+        f"channel {name} at {when}: {int(missing.sum())} missing values "
         f"({missing.mean():.1%} of the field){pattern}. Pass nan={{{name!r}: value}} to fill them or "
         f'nan={{{name!r}: "keep"}} to keep them'
     )

@@ -173,7 +173,8 @@ class _Job:
             steps = todo[start : start + block]
             values = self._read(self.layout.hours[steps])
             yield [
-                pool.submit(self._write, codec, step, field) for step, field in zip(steps, values, strict=True)
+                pool.submit(self._write, codec, step, field)
+                for step, field in zip(steps, values, strict=True)
             ]
 
     def _read(self, hours: Hours) -> Field:
@@ -264,8 +265,8 @@ def _same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
     for name in wanted:
         if found.get(name) != wanted[name]:
             raise StoreError(
-                f"{root} was begun with other settings: {name} was {found.get(name)!r}, now {wanted[name]!r}. "
-                "Use the same arguments, or another folder"
+                f"{root} was begun with other settings: {name} was {found.get(name)!r}, "
+                f"now {wanted[name]!r}. Use the same arguments, or another folder"
             )
 
 

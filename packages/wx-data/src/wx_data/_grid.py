@@ -42,7 +42,8 @@ class Grid:
             raise ValueError(f"a regular grid needs at least 2 rows and 1 column; got {rows} x {columns}")
         step = 180.0 / (rows - 1 if poles else rows)
         latitude = 90.0 - step * (np.arange(rows) + (0.0 if poles else 0.5))
-        return cls(latitude, 360.0 / columns * np.arange(columns))
+        longitude = 360.0 / columns * np.arange(columns)
+        return cls(latitude.astype(np.float64), longitude.astype(np.float64))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,8 +94,8 @@ class Grid:
         north = 90.0 if self.is_global else min(90.0, 2 * self.latitude[0] - middle[0])
         south = -90.0 if self.is_global else max(-90.0, 2 * self.latitude[-1] - middle[-1])
         edges = np.sin(np.deg2rad(np.concatenate(([north], middle, [south]))))
-        weights: Floats = edges[:-1] - edges[1:]
-        return weights / weights.sum()
+        weights: Floats = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
+        return weights
 
 
 def _check_latitude(latitude: Floats) -> None:

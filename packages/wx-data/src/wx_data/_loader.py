@@ -2,6 +2,7 @@
 
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -146,7 +147,8 @@ class Loader(Iterable[Batch]):
         if len(self) == 0:
             raise ValueError(f"{len(self._base)} windows do not fill a batch of {batch_size} x {world} ranks")
         low, high = (rows or RowRange(0, store.grid.shape[0])).within(store.grid.shape[0])
-        self._fields = _Fields(store, self.channels, (low, high), normalise, cache_bytes)
+        self._buffers = _Buffers()
+        self._fields = _Fields(store, self.channels, (low, high), normalise, cache_bytes, self._buffers)
         self._forcings = forcings.crop(low, high) if forcings is not None else None
         self._static = _statics(store, low, high)
         self._masked = bool(set(self.channels) & set(store.channels_with_nan))
@@ -206,9 +208,9 @@ class Loader(Iterable[Batch]):
     def _run(self, *, endless: bool) -> Iterator[Batch]:
         if os.getpid() != self._pid:
             raise RuntimeError(
-                f"this loader was made in process {self._pid} and is read in process {os.getpid()} after a fork. "
-                "It reads ahead with threads and needs no worker processes; if you must, start them with "
-                "forkserver or spawn and make the loader there"
+                f"this loader was made in process {self._pid} and is read in process {os.getpid()} after a "
+                "fork. It reads ahead with threads and needs no worker processes; if you must, start them "
+                "with forkserver or spawn and make the loader there"
             )
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="wx-loader")
         ahead: deque[tuple[int, int, Future[Batch]]] = deque()
@@ -248,13 +250,11 @@ class Loader(Iterable[Batch]):
     def _build(self, windows: Ints) -> Batch:
         steps = self._steps[windows]
         n_in = len(self.window.history)
-        shape = (*steps.shape, *self._fields.shape)
-        both = (shape[:1] + (n_in,) + shape[2:], shape[:1] + (shape[1] - n_in,) + shape[2:])
-        x, y = np.empty(both[0], dtype=np.float32), np.empty(both[1], dtype=np.float32)
+        x = self._buffers.take((len(steps), n_in, *self._fields.shape))
+        y = self._buffers.take((len(steps), steps.shape[1] - n_in, *self._fields.shape))
         for sample, row in enumerate(steps.tolist()):
             for place, step in enumerate(row):
-                target = x[sample, place] if place < n_in else y[sample, place - n_in]
-                target[...] = self._fields.get(step)
+                self._fields.copy(step, x[sample, place] if place < n_in else y[sample, place - n_in])
         mask = None
         if self._masked:
             mask = torch.from_numpy(~np.isnan(y))
@@ -275,7 +275,28 @@ class Loader(Iterable[Batch]):
     def _forcing(self, times: NDArray[np.datetime64]) -> torch.Tensor | None:
         if self._forcings is None:
             return None
-        return self._forcings.at(times.reshape(-1)).unflatten(0, times.shape)
+        fields = self._forcings.at(times.reshape(-1))
+        return fields.reshape(*times.shape, *fields.shape[1:])
+
+
+class _Buffers:
+    """Memory that is used again once nobody refers to it: fresh pages cost more than the copy into them."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, deque[NDArray[np.float32]]] = {}
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """An uninitialised array; its memory comes back when it and every tensor made of it are gone."""
+        size = int(np.prod(shape))
+        free = self._free.setdefault(size, deque())
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(size, dtype=np.float32)
+        array = memory.reshape(shape).view()
+        # No exit hook: at the end of the process there is nothing to give back to.
+        weakref.finalize(array, free.append, memory).atexit = False
+        return array
 
 
 class _Fields:
@@ -288,8 +309,9 @@ class _Fields:
         rows: tuple[int, int],
         normalise: Statistics | None,
         cache_bytes: int,
+        buffers: "_Buffers",
     ) -> None:
-        self._store, self._rows = store, rows
+        self._store, self._rows, self._buffers = store, rows, buffers
         self._pick = store.channel_index(channels)
         self.shape = (len(channels), rows[1] - rows[0], store.grid.shape[1])
         self._whole = (len(store.channels), *self.shape[1:])
@@ -306,30 +328,34 @@ class _Fields:
         self._held: OrderedDict[int, Field] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, step: int) -> Field:
-        """The field of a step; not to be written to."""
+    def copy(self, step: int, out: Field) -> None:
+        """Write the field of a step into `out`."""
+        if not self._room:
+            self._read(step, out)
+            return
         with self._lock:
             field = self._held.get(step)
             if field is not None:
                 self._held.move_to_end(step)
-                return field
-        field = self._read(step)
-        if self._room:
+        if field is None:
+            field = self._buffers.take(self.shape)
+            self._read(step, field)
             with self._lock:
                 self._held[step] = field
                 while len(self._held) > self._room:
                     self._held.popitem(last=False)
-        return field
+        np.copyto(out, field)
 
-    def _read(self, step: int) -> Field:
-        field = np.empty(self._whole, dtype=np.float32)
-        self._store.read_into(step, field, rows=self._rows)
-        if self._pick is not None:
-            field = field[self._pick]
+    def _read(self, step: int, out: Field) -> None:
+        if self._pick is None:
+            self._store.read_into(step, out, rows=self._rows)
+        else:
+            whole = self._buffers.take(self._whole)
+            self._store.read_into(step, whole, rows=self._rows)
+            np.take(whole, self._pick, axis=0, out=out)
         if self.normalised:
-            field -= self._mean
-            field *= self._scale
-        return field
+            out -= self._mean
+            out *= self._scale
 
 
 def _windows(

@@ -38,7 +38,7 @@ class Source(Protocol):
 
 
 class RowRange(NamedTuple):
-    """The latitude rows of one rank: [start, stop), and `halo` more on either side where the grid has them."""
+    """Latitude rows of one rank: [start, stop), and `halo` more on either side where the grid has them."""
 
     start: int
     stop: int

@@ -8,6 +8,7 @@ the same bytes.
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ def crc32c(data: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCodec:
-    """Shape of a shard: `fields` blocks of `channels` x `rows` x `columns` float32 in bands of `band` rows."""
+    """Shape of a shard: `fields` x `channels` x `rows` x `columns` float32, in bands of `band` rows."""
 
     channels: int
     rows: int
@@ -69,13 +70,20 @@ class ShardCodec:
         return self.fields * self.bands * _ENTRY + _CRC
 
     def encode(self, values: Field) -> bytes:
-        """Bytes of the shard of (fields, channels, rows, columns).
+        """Bytes of the shard of (fields, channels, rows, columns): the same bytes for the same values.
 
-        Compression inside one thread is repeatable byte for byte. On the main thread blosc may use several
-        and interleave their blocks, so callers that need equal files encode on a worker thread.
+        Raises:
+            ValueError: values of another shape.
         """
         if values.shape != (self.fields, self.channels, self.rows, self.columns):
             raise ValueError(f"shard of {self} cannot hold values of shape {values.shape}")
+        if threading.current_thread() is threading.main_thread():
+            # There blosc would use several threads and interleave their blocks in the order they finish.
+            with ThreadPoolExecutor(1, thread_name_prefix="wx-encode") as pool:
+                return pool.submit(self._encode, values).result()
+        return self._encode(values)
+
+    def _encode(self, values: Field) -> bytes:
         parts, entries, offset = [], [], 0
         for field in values:
             for start in range(0, self.rows, self.band):
@@ -204,9 +212,9 @@ class _Shard:
 
     def _fetch(self, offset: int, size: int) -> _Bytes:
         buffer = self.reader.scratch(size)
-        got = os.preadv(self.descriptor, [buffer], offset)
+        got = os.preadv(self.descriptor, [buffer.data], offset)
         while got < size:
-            more = os.preadv(self.descriptor, [buffer[got:]], offset + got)
+            more = os.preadv(self.descriptor, [buffer[got:].data], offset + got)
             if more == 0:
                 raise ShardError(f"truncated: the file ended at byte {offset + got}")
             got += more
@@ -249,4 +257,6 @@ def _check(raw: _Bytes, what: str) -> None:
     stored = int.from_bytes(raw[-_CRC:].tobytes(), "little")
     found = crc32c(raw[:-_CRC])
     if stored != found:
-        raise ShardError(f"checksum of the {what} does not match: {stored:#010x} stored, {found:#010x} computed")
+        raise ShardError(
+            f"checksum of the {what} does not match: {stored:#010x} stored, {found:#010x} computed"
+        )

@@ -77,7 +77,11 @@ class Statistics:
     def digests(self) -> dict[str, str]:
         """Hashes of what the numbers belong to."""
         order = hashlib.sha256("\n".join(self.channels).encode()).hexdigest()[:12]
-        return {"period": f"{show(self.period[0])}..{show(self.period[1])}", "channels": order, "grid": self.grid}
+        return {
+            "period": f"{show(self.period[0])}..{show(self.period[1])}",
+            "channels": order,
+            "grid": self.grid,
+        }
 
     def residual(self, lead: LeadLike) -> Moments:
         """Moments of x(t + lead) - x(t).
@@ -95,7 +99,9 @@ class Statistics:
         """The statistics of some channels, in that order."""
         absent = [name for name in channels if name not in self.channels]
         if absent:
-            raise ValueError(f"statistics have no channel {', '.join(absent)}; they have {', '.join(self.channels)}")
+            raise ValueError(
+                f"statistics have no channel {', '.join(absent)}; they have {', '.join(self.channels)}"
+            )
         index = np.array([self.channels.index(name) for name in channels], dtype=np.int64)
         return Statistics(
             channels=tuple(channels),
@@ -121,7 +127,9 @@ class Statistics:
                 f"channel {place} is {mine} in the statistics and {theirs} in the data"
             )
         if grid.digest != self.grid:
-            raise StoreError(f"statistics belong to another grid ({self.digests}, the data's is {grid.digest})")
+            raise StoreError(
+                f"statistics belong to another grid ({self.digests}, the data's is {grid.digest})"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write a parquet table: one row per channel and kind."""

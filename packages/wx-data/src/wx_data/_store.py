@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -204,7 +205,9 @@ class Store:
             return None
         absent = [name for name in names if name not in self.channels]
         if absent:
-            raise StoreError(f"{self.path}: no channel {', '.join(absent)}; it holds {', '.join(self.channels)}")
+            raise StoreError(
+                f"{self.path}: no channel {', '.join(absent)}; it holds {', '.join(self.channels)}"
+            )
         return np.array([self.channels.index(name) for name in names], dtype=np.int64)
 
     def read_into(self, step: int, out: Field, *, rows: tuple[int, int] | None = None) -> None:
@@ -224,11 +227,18 @@ class Store:
         wanted = self.channel_index(channels)
         names = self.channels if channels is None else tuple(channels)
         values = np.empty((len(steps), len(names), *self.grid.shape), dtype=np.float32)
-        whole = None if wanted is None else np.empty((len(self.channels), *self.grid.shape), np.float32)
-        for place, step in enumerate(steps):
-            self.read_into(int(step), values[place] if whole is None else whole)
-            if whole is not None:
-                np.take(whole, wanted, axis=0, out=values[place])
+
+        def load(place: int, step: int) -> None:
+            if wanted is None:
+                self.read_into(step, values[place])
+                return
+            whole = np.empty((len(self.channels), *self.grid.shape), dtype=np.float32)
+            self.read_into(step, whole)
+            values[place] = whole[wanted]
+
+        # Never on the main thread, where blosc starts threads of its own for every small chunk.
+        with ThreadPoolExecutor(2, thread_name_prefix="wx-store") as pool:
+            list(pool.map(load, range(len(steps)), steps.tolist()))
         return field_array(values, self.times[steps], names, self.grid)
 
     def verify(self, level: Level = "sizes") -> VerifyReport:
@@ -244,12 +254,16 @@ class Store:
             if found is None:
                 raise StoreError(self._damaged(step, f"the file is missing; {sizes[step]} bytes expected"))
             if found != sizes[step]:
-                raise StoreError(self._damaged(step, f"truncated: {sizes[step]} bytes expected, {found} found"))
+                raise StoreError(
+                    self._damaged(step, f"truncated: {sizes[step]} bytes expected, {found} found")
+                )
             if level == "checksum":
                 computed = crc32c(path.read_bytes())
                 if computed != checksums[step]:
                     stored = f"{int(checksums[step]):#010x}"
-                    raise StoreError(self._damaged(step, f"crc32c {stored} in manifest, {computed:#010x} found"))
+                    raise StoreError(
+                        self._damaged(step, f"crc32c {stored} in manifest, {computed:#010x} found")
+                    )
         return VerifyReport(level, len(self), int(sizes.sum()))
 
     def _small(self, name: str, members: Metadata) -> Any:

@@ -63,8 +63,8 @@ def period_hours(period: Sequence[TimeLike] | None, hours: Hours) -> tuple[int, 
         return int(hours[0]), int(hours[-1])
     if len(period) != 2:
         raise ValueError(f"period must be (first, last), both inclusive; got {period!r}")
-    start = np.datetime64(period[0], "ns")
-    stop = np.datetime64(period[1], "ns")
+    start = np.datetime64(period[0]).astype("datetime64[ns]")
+    stop = np.datetime64(period[1]).astype("datetime64[ns]")
     if _is_date(period[1]):
         stop = stop + np.timedelta64(24, "h") - np.timedelta64(1, "ns")
     if stop < start:

@@ -195,8 +195,12 @@ class ForecastWriter:
         left = self.missing()
         if left:
             total = len(self._slices())
-            raise StoreError(f"{self.path}: {len(left)} of {total} slices are missing, first {_name(left[0])}")
-        write_atomic(self.path / "_wx" / "complete.json", json.dumps({"slices": len(self._slices())}).encode())
+            raise StoreError(
+                f"{self.path}: {len(left)} of {total} slices are missing, first {_name(left[0])}"
+            )
+        write_atomic(
+            self.path / "_wx" / "complete.json", json.dumps({"slices": len(self._slices())}).encode()
+        )
         shutil.rmtree(self.path / "_wx" / "tmp", ignore_errors=True)
         return self.path
 
@@ -225,10 +229,12 @@ class ForecastWriter:
 
     def _refuse(self, field: NDArray[np.float32], init_time: Any, lead_time: LeadLike) -> None:
         bad = ~np.isfinite(field)
-        names = [n for n, b in zip(self.layout.channels, bad.any(axis=(0, 2, 3)), strict=True) if b]
+        by_channel = np.asarray(bad.any(axis=(0, 2, 3)))
+        names = [name for name, wrong in zip(self.layout.channels, by_channel, strict=True) if wrong]
+        members = int(np.asarray(bad.any(axis=(1, 2, 3))).sum())
         raise ValueError(
-            f"forecast {show(init_time)} +{lead_hours(lead_time)} h: {int(bad.sum())} values are not finite, in "
-            f"{int(bad.any(axis=(1, 2, 3)).sum())} of {len(field)} members, channels {', '.join(names)}"
+            f"forecast {show(init_time)} +{lead_hours(lead_time)} h: {int(bad.sum())} values are not "
+            f"finite, in {members} of {len(field)} members, channels {', '.join(names)}"
         )
 
 
@@ -248,7 +254,8 @@ def open_forecast(path: str | Path, *, incomplete: bool = False) -> xr.Dataset:
     _read_layout(root)
     if not incomplete and not (root / "_wx" / "complete.json").exists():
         raise StoreError(f"{root} was not finalised; call ForecastWriter({str(root)!r}).finalise()")
-    return xr.open_zarr(root, chunks=None)
+    dataset: xr.Dataset = xr.open_zarr(root, chunks=None)
+    return dataset
 
 
 def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> None:
@@ -277,7 +284,9 @@ def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> 
 def _read_layout(root: Path) -> ForecastLayout:
     group = read_group(root) if (root / "zarr.json").exists() else {}
     if group.get("attributes", {}).get("wxforecast") != FORMAT:
-        raise StoreError(f"{root} is not a forecast store of format {FORMAT}; ForecastWriter.create makes one")
+        raise StoreError(
+            f"{root} is not a forecast store of format {FORMAT}; ForecastWriter.create makes one"
+        )
     members = group["consolidated_metadata"]["metadata"]
 
     def small(name: str) -> Any:

@@ -15,6 +15,7 @@ from ._settings import read, write
 _S = TypeVar("_S", bound="_Solver")
 
 
+@dataclass(frozen=True)
 class _Solver:
     """Settings as JSON data; the schemes below have no other common part."""
 
@@ -32,8 +33,12 @@ class _Solver:
 class EulerMaruyama(_Solver):
     """x + h f + sqrt(h) g z: weak order 1."""
 
-    calls_per_step: ClassVar[int] = 1
     order: ClassVar[float] = 1.0
+
+    @property
+    def calls_per_step(self) -> int:
+        """Drift evaluations per step."""
+        return 1
 
     def step(
         self,
@@ -54,8 +59,12 @@ class EulerMaruyama(_Solver):
 class StochasticHeun(_Solver):
     """Trapezoidal predictor-corrector, weak order 2 for additive noise (Roberts, arXiv 1210.0933, S = 0)."""
 
-    calls_per_step: ClassVar[int] = 2
     order: ClassVar[float] = 2.0
+
+    @property
+    def calls_per_step(self) -> int:
+        """Drift evaluations per step."""
+        return 2
 
     def step(
         self,
@@ -82,8 +91,12 @@ class SRA1(_Solver):
     Weak order 2. Never evaluates the drift at the end of the step.
     """
 
-    calls_per_step: ClassVar[int] = 2
     order: ClassVar[float] = 2.0
+
+    @property
+    def calls_per_step(self) -> int:
+        """Drift evaluations per step."""
+        return 2
 
     def step(
         self,
@@ -108,8 +121,12 @@ class SRA1(_Solver):
 class Heun(_Solver):
     """Second-order solver of the EDM ordinary differential equation (Karras et al., arXiv 2206.00364)."""
 
-    calls_per_step: ClassVar[int] = 2
     order: ClassVar[float] = 2.0
+
+    @property
+    def calls_per_step(self) -> int:
+        """Drift evaluations per step."""
+        return 2
 
     def step(self, denoise: Drift, x: Tensor, s0: float, s1: float, /) -> Tensor:
         """See `OdeSampler.step`."""
@@ -125,8 +142,12 @@ class DPM2S(_Solver):
     About half the error of `Heun` at equal cost for Gaussian targets.
     """
 
-    calls_per_step: ClassVar[int] = 2
     order: ClassVar[float] = 2.0
+
+    @property
+    def calls_per_step(self) -> int:
+        """Drift evaluations per step."""
+        return 2
 
     def step(self, denoise: Drift, x: Tensor, s0: float, s1: float, /) -> Tensor:
         """See `OdeSampler.step`."""

@@ -31,7 +31,7 @@ def pair_factor(members: int, alpha: float) -> float:
 
 def _sum_pairs_loop(d: Tensor) -> Tensor:
     members = d.shape[1]
-    total = torch.zeros_like(d[:, 0])
+    total = torch.zeros_like(d[:, 0].abs())
     for i in range(members):
         for j in range(i + 1, members):
             total = total + (d[:, i] - d[:, j]).abs()
@@ -52,14 +52,15 @@ def crps(pred: Tensor, target: Tensor, *, alpha: float = 1.0) -> Tensor:
 
     a = 1 is the fair score, a = 0 the plain one, 0.95 that of AIFS-CRPS (arXiv 2412.15832). Everything is
     computed on x - y, so a large common offset costs no precision; above 8 members the pair sum is a sum of
-    non-negative sorted gaps, O(M log M) time and O(M) memory.
+    non-negative sorted gaps, O(M log M) time and O(M) memory. Complex values score by their modulus.
 
     Expectation when members and truth are N(0, s^2): s / sqrt(pi) (1 + (1 - a) / M). With a < 1 the optimal
     spread is below the true one, e.g. 0.952 of it for M = 2 and a = 0.95.
     """
     factor = pair_factor(pred.shape[1], alpha)
     d = pred - target.unsqueeze(1)
-    pairs = _sum_pairs_loop(d) if pred.shape[1] <= _LOOP_UP_TO else _sum_pairs_sorted(d)
+    sortable = pred.shape[1] > _LOOP_UP_TO and not d.is_complex()
+    pairs = _sum_pairs_sorted(d) if sortable else _sum_pairs_loop(d)
     return d.abs().mean(1) - factor * pairs
 
 
@@ -175,12 +176,13 @@ class DifferenceCRPS:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralCRPS:
-    """CRPS of the real and the imaginary parts of the zonal Fourier coefficients of every row.
+    """Score of the complex zonal Fourier coefficients of every row, for each coefficient by itself.
 
-    Both parts are scored, so phases count, unlike a score of amplitudes. The last dimension is a full
-    latitude circle; rows with a masked point are left out; other rows have the mean weight of their points.
-    Coefficients are orthonormal, and parts are scaled to the variance of white noise: a white field scores
-    as in `CRPS`.
+    The kernel is `crps` with the modulus of complex differences: an energy score of (real, imaginary), so
+    phases count, unlike a score of amplitudes, and the origin of longitude does not, unlike a score of both
+    parts one by one. The last dimension is a full latitude circle. Rows with a masked point are left out;
+    other rows have the mean weight of their points. Coefficients are scaled so that a field of white noise
+    scores as in `CRPS`, and count by their degrees of freedom: 1 if real, else 2.
 
     Args:
         alpha: as in `crps`.
@@ -202,31 +204,23 @@ class SpectralCRPS:
         pred, target, w = _masked(pred, target, weight)
         if target.ndim < 3:
             raise ValueError(f"SpectralCRPS needs a longitude dimension, got target {tuple(target.shape)}")
+        value = crps(self._coefficients(pred), self._coefficients(target), alpha=self.alpha)
+        freedom = self._freedom(target.shape[-1], value)
+        # A complex normal of unit variance scores sqrt(pi / 8), a real one 1 / sqrt(pi).
+        scale = torch.where(freedom == 2, math.sqrt(8.0) / math.pi, 1.0)
         row = w.mean(-1) * (w > 0).all(-1)
-        value = crps(self._parts(pred), self._parts(target), alpha=self.alpha)
-        count = self._parts_weight(target.shape[-1], value)
-        return _mean((value * count).sum(-1) / count.sum(), row)
+        return _mean((value * (scale * freedom / freedom.sum())).sum(-1), row)
 
-    def _parts(self, x: Tensor) -> Tensor:
-        coef = torch.fft.rfft(x.float() if x.dtype == torch.bfloat16 else x, dim=-1, norm="ortho")
-        first, last = self.wavenumbers or (0, coef.shape[-1] - 1)
-        parts = torch.view_as_real(coef[..., first : last + 1]).flatten(-2)
-        return parts * self._scale(x.shape[-1], first, parts)
+    def _coefficients(self, x: Tensor) -> Tensor:
+        first, last = self.wavenumbers or (0, x.shape[-1] // 2)
+        coefficients: Tensor = torch.fft.rfft(x, dim=-1, norm="ortho")
+        return coefficients[..., first : last + 1]
 
-    @staticmethod
-    def _scale(n: int, first: int, parts: Tensor) -> Tensor:
-        """sqrt(2) for the parts of complex coefficients, 1 for the real ones (wavenumber 0 and n/2)."""
-        wavenumber = first + torch.arange(parts.shape[-1], device=parts.device) // 2
-        real = (wavenumber == 0) | (2 * wavenumber == n)
-        return torch.where(real, 1.0, math.sqrt(2.0)).to(parts.dtype)
-
-    def _parts_weight(self, n: int, value: Tensor) -> Tensor:
-        """1 per part that exists: the imaginary parts of wavenumbers 0 and n/2 are identically zero."""
+    def _freedom(self, longitudes: int, like: Tensor) -> Tensor:
+        """Degrees of freedom of each coefficient: wavenumbers 0 and n/2 of a real field are real."""
         first = self.wavenumbers[0] if self.wavenumbers else 0
-        index = torch.arange(value.shape[-1], device=value.device)
-        wavenumber = first + index // 2
-        real = (wavenumber == 0) | (2 * wavenumber == n)
-        return (~(real & (index % 2 == 1))).to(value.dtype)
+        k = first + torch.arange(like.shape[-1], device=like.device)
+        return torch.where((k == 0) | (2 * k == longitudes), 1.0, 2.0).to(like.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""

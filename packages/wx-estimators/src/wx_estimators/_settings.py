@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -38,7 +43,7 @@ def _value(value: Any, parts: tuple[type[Any], ...]) -> Any:
     return value
 
 
-def read(cls: Callable[..., T], data: Mapping[str, Any], parts: tuple[type[Any], ...] = ()) -> T:
+def read(cls: type[T], data: Mapping[str, Any], parts: tuple[type[Any], ...] = ()) -> T:
     """Inverse of `write`; nested settings must be of one of the classes in `parts`.
 
     Raises:
@@ -47,7 +52,7 @@ def read(cls: Callable[..., T], data: Mapping[str, Any], parts: tuple[type[Any],
     name = cls.__name__
     if data.get("type") != name:
         raise ValueError(f"expected settings of type {name!r}, got {data.get('type')!r}")
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(cls)]
     unknown = sorted(set(data) - set(known) - {"type"})
     if unknown:
         raise ValueError(f"unknown keys {unknown} for {name}; known are {sorted(known)}")

@@ -101,16 +101,16 @@ def _score_chunk(
             columns = _score(values, state[positions], reducer, ranks)
         except NotFiniteError as error:
             raise ValueError(
-                f"forecast of {model!r} from {init} + {lead} is not finite in {chunk.channels[error.channel]!r} "
-                "where the truth is: a failed forecast cannot be scored; set the truth to NaN where nothing "
-                "should be verified"
+                f"forecast of {model!r} from {init} + {lead} is not finite in channel "
+                f"{chunk.channels[error.channel]!r} where the truth is: a failed forecast cannot be scored; "
+                "set the truth to NaN where nothing should be verified"
             ) from None
     elif missing_truth == "drop":
         columns = reducer.missing(len(positions))
     else:
         raise ValueError(
-            f"truth has no state at {init + lead}, the valid time of init {init} + {lead}: shorten the forecast "
-            'or record such forecasts without scores by missing_truth="drop"'
+            f"truth has no state at {init + lead}, the valid time of init {init} + {lead}: shorten the "
+            'forecast or record such forecasts without scores by missing_truth="drop"'
         )
     keys = {"model": model, "init_time": init, "lead_time": lead, "members": len(values)}
     return _table(columns, keys, chunk.channels, reducer.regions)

@@ -152,15 +152,16 @@ class Truth:
         unknown = [c for c in chunk.channels if c not in self.channels]
         if unknown:
             raise ValueError(
-                f"truth has no channel {unknown}; it has {list(self.channels)}: select the common channels first"
+                f"truth has no channel {unknown}; it has {list(self.channels)}: select the common ones first"
             )
         if len(set(chunk.channels)) != len(chunk.channels):
             raise ValueError(f"forecast names a channel twice: {list(chunk.channels)}")
         expected = (len(chunk.channels), len(self.latitude), len(self.longitude))
         if values.ndim != 4 or values.shape[1:] != expected or not values.shape[0]:
             raise ValueError(
-                f"forecast values at {chunk.init_time} + {chunk.lead_time} have shape {values.shape}, expected "
-                f"(member, channel, latitude, longitude) = (M, {', '.join(map(str, expected))}) on the truth's grid"
+                f"forecast values at {chunk.init_time} + {chunk.lead_time} have shape {values.shape}, "
+                "expected (member, channel, latitude, longitude) = "
+                f"(M, {', '.join(map(str, expected))}) on the truth's grid"
             )
         for axis in ("latitude", "longitude"):
             self._check_axis(axis, getattr(chunk, axis, None))
@@ -179,8 +180,8 @@ class Truth:
         if other.shape == ours.shape and np.abs(other[::-1] - ours).max() <= _GRID_TOLERANCE:
             hint = f"reverse one of them: forecast.isel({axis}=slice(None, None, -1))"
         raise ValueError(
-            f"{axis} of forecast and truth differ: {_axis(other)} against {_axis(ours)}; nothing is regridded "
-            f"here, {hint}"
+            f"{axis} of forecast and truth differ: {_axis(other)} against {_axis(ours)}; nothing is "
+            f"regridded here, {hint}"
         )
 
     def _check_units(self, chunk: ForecastChunk, positions: list[int]) -> None:
@@ -190,8 +191,8 @@ class Truth:
         for channel, unit, position in zip(chunk.channels, theirs, positions, strict=True):
             if not same_units(unit, self.units[position]):
                 raise ValueError(
-                    f"channel {channel!r} is in {unit!r} in the forecast and in {self.units[position]!r} in the "
-                    "truth: convert one of them"
+                    f"channel {channel!r} is in {unit!r} in the forecast and in {self.units[position]!r} in "
+                    "the truth: convert one of them"
                 )
 
 
@@ -207,7 +208,7 @@ def channel_names(array: xr.DataArray) -> tuple[str, ...]:
 
 
 def channel_units(array: xr.DataArray) -> tuple[str, ...] | None:
-    """Units per channel: from a `units` coordinate along channel, or an attribute (one, a list or a mapping)."""
+    """Units per channel, from a `units` coordinate along channel or an attribute (one, list or mapping)."""
     channels = channel_names(array)
     if "units" in array.coords and array["units"].dims == ("channel",):
         return tuple(str(u) for u in array["units"].values)
@@ -250,8 +251,8 @@ def _lead_times(lead: xr.DataArray) -> npt.NDArray[np.timedelta64]:
         scale = {"hours": 3600, "hour": 3600, "h": 3600, "days": 86400, "seconds": 1, "minutes": 60}.get(unit)
         if scale is None:
             raise ValueError(
-                "lead_time of forecast is a plain number without a time unit: give it dtype timedelta64 or the "
-                'attribute units = "hours"'
+                "lead_time of forecast is a plain number without a time unit: give it dtype timedelta64 or "
+                'the attribute units = "hours"'
             )
         values = np.round(values * scale).astype("timedelta64[s]")
     return cast("npt.NDArray[np.timedelta64]", seconds(values))

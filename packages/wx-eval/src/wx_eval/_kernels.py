@@ -49,12 +49,16 @@ class EnsembleStatistics:
                 "fair CRPS needs at least 2 members and the forecast has 1: "
                 "score a deterministic forecast by its absolute error (`skill`, column `mae_mean`)"
             )
-        return self.skill.astype(np.float64) - self.pair_sum / float(self.members * (self.members - 1))
+        return self._crps(self.members * (self.members - 1))
 
     @property
     def crps_biased(self) -> FloatArray:
-        """CRPS of the empirical distribution: skill - S / M^2; (1 + 1/M) times fair for a perfect ensemble."""
-        return self.skill.astype(np.float64) - self.pair_sum / float(self.members**2)
+        """CRPS of the empirical distribution, skill - S / M^2: 1 + 1/M times fair if calibrated."""
+        return self._crps(self.members**2)
+
+    def _crps(self, pairs: int) -> FloatArray:
+        with np.errstate(invalid="ignore"):
+            return self.skill.astype(np.float64) - self.pair_sum / float(pairs)
 
 
 def ensemble_statistics(
@@ -62,7 +66,7 @@ def ensemble_statistics(
 ) -> EnsembleStatistics:
     """Skill, spread, error, variance and rank of an ensemble at every point.
 
-    Members are sorted by a network of minimum and maximum over whole rows of points (Batcher's merge exchange).
+    Members are sorted by Batcher's merge exchange: minimum and maximum of whole rows of points.
     The truth is subtracted first, which keeps float32 input within 1e-8 for fields such as geopotential whose
     mean is a hundred times their spread. Every operation is elementwise, so the value at a point does not
     depend on which points it shares a tile with. NaN in, NaN out.

@@ -60,7 +60,7 @@ class Conventions:
 
     @property
     def digest(self) -> str:
-        """Hash of what must agree between two sets of records: everything but the lists of regions and units."""
+        """Hash of what must agree between two sets of records: all but the lists of regions and units."""
         shared = {k: v for k, v in asdict(self).items() if k not in ("regions", "units")}
         return hashlib.sha256(json.dumps([_FORMAT, shared], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -80,7 +80,8 @@ class Conventions:
             if differ:
                 key = differ[0]
                 raise ValueError(
-                    f"records with different {name} of {key!r} cannot be combined: {mine[key]!r} and {theirs[key]!r}"
+                    f"records with different {name} of {key!r} cannot be combined: "
+                    f"{mine[key]!r} and {theirs[key]!r}"
                 )
         regions, units = {**self.regions, **other.regions}, {**self.units, **other.units}
         return replace(self, regions=regions, units=units)
@@ -182,7 +183,7 @@ class Records:
         return Records(table, self.conventions)
 
     def to_xarray(self) -> xr.Dataset:
-        """Dense arrays with dims (model, channel, region, lead_time, init_time); NaN where there is no row."""
+        """Dense arrays (model, channel, region, lead_time, init_time) with NaN where there is no row."""
         axes = {name: np.unique(_column(self.table, name), return_inverse=True) for name in KEY}
         shape = tuple(len(values) for values, _ in axes.values())
         where = tuple(index for _, index in axes.values())
@@ -241,7 +242,7 @@ class Records:
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    values = table[name].to_numpy()
+    values: npt.NDArray[Any] = table[name].to_numpy()
     return values.astype(str) if values.dtype == object else values
 
 

@@ -38,6 +38,7 @@ class Reducer:
         member = np.stack([mask.ravel() for mask in masks.values()])
         self._inside, index = np.unique(member, axis=1, return_inverse=True)
         self._atom = index.reshape(-1).astype(np.intp)
+        self._slot = self._atom[None]
         self._weight = np.broadcast_to(_point_weights(latitude, weights, shape), shape).ravel()
         self.regions = tuple(masks)
         self.region_hashes = {name: _digest(mask) for name, mask in masks.items()}
@@ -50,7 +51,8 @@ class Reducer:
         """Columns (channel, region) of fields that have no truth at all."""
         points = self._regions(np.bincount(self._atom, minlength=self._inside.shape[1]))
         none = np.zeros((channels, len(self.regions)), np.int64)
-        return {"n": none, "n_missing": none + points, "sum_w": none.astype(np.float64)}
+        columns: dict[str, Array] = {"n": none, "n_missing": none + points, "sum_w": none.astype(np.float64)}
+        return columns
 
     def means(self, statistics: EnsembleStatistics, truth_CHW: Array) -> dict[str, Array]:
         """Columns (channel, region) of statistics with shape (channel, latitude, longitude).
@@ -71,18 +73,26 @@ class Reducer:
         n = self._sums(scored.astype(np.float64)).astype(np.int64)
         points = self._regions(np.bincount(self._atom, minlength=self._inside.shape[1]))
         with np.errstate(invalid="ignore"):
-            columns = {name: self._sums(weight * field) / sum_w for name, field in fields.items()}
+            columns: dict[str, Array] = {
+                name: self._sums(weight * field) / sum_w for name, field in fields.items()
+            }
         columns |= {"n": n, "n_missing": points - n, "sum_w": sum_w}
         if statistics.below is not None and statistics.equal is not None:
-            columns["rank_histogram"] = self._histograms(statistics, weight) / sum_w[..., None]
+            with np.errstate(invalid="ignore"):
+                columns["rank_histogram"] = self._histograms(statistics, weight) / sum_w[..., None]
         return columns
 
     def _sums(self, field_CN: Array) -> Vector:
         """Sums (channel, region)."""
         channels, atoms = len(field_CN), self._inside.shape[1]
-        index = self._atom + atoms * np.arange(channels)[:, None]
-        per_atom = np.bincount(index.ravel(), field_CN.ravel(), minlength=channels * atoms)
+        per_atom = np.bincount(self._slots(channels).ravel(), field_CN.ravel(), minlength=channels * atoms)
         return self._regions(per_atom.reshape(channels, atoms))
+
+    def _slots(self, channels: int) -> npt.NDArray[np.intp]:
+        """Place of each (channel, point) in a flat (channel, atom) array."""
+        if len(self._slot) != channels:
+            self._slot = self._atom + self._inside.shape[1] * np.arange(channels)[:, None]
+        return self._slot
 
     def _regions(self, per_atom: Array) -> Array:
         """Add the atoms (last axis) of each region one after the other."""
@@ -98,9 +108,9 @@ class Reducer:
         channels, atoms, slots = len(weight_CN), self._inside.shape[1], statistics.members + 2
         below = statistics.below.reshape(channels, -1).astype(np.intp)
         equal = statistics.equal.reshape(channels, -1).astype(np.intp)
-        first = (self._atom + atoms * np.arange(channels)[:, None]) * slots + below
+        first = self._slots(channels) * slots + below
         share = weight_CN / (equal + 1)
-        # A point adds its share at its first rank and takes it back after its last; a running sum fills between.
+        # A point adds its share at its first rank and takes it back after its last; the sum fills between.
         size = channels * atoms * slots
         steps = np.bincount(first.ravel(), share.ravel(), minlength=size)
         steps -= np.bincount((first + equal + 1).ravel(), share.ravel(), minlength=size)

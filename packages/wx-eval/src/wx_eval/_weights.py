@@ -47,7 +47,7 @@ def _check_global(lat: npt.NDArray[Any]) -> None:
     gap = max(90 - lat.max(), 90 + lat.min())
     if gap > np.abs(steps).max() * (1 + 1e-6):
         raise ValueError(
-            f"latitude runs {lat.max():g}..{lat.min():g} and stops {gap:g} degrees short of a pole: the area of "
-            "edge rows of a cropped grid is ambiguous. Evaluate on the global grid and choose `regions`, or pass "
-            "`weights` as an array taken from the global grid"
+            f"latitude runs {lat.max():g}..{lat.min():g} and stops {gap:g} degrees short of a pole: the area "
+            "of edge rows of a cropped grid is ambiguous. Evaluate on the global grid and choose regions, or "
+            "pass `weights` as an array taken from the global grid"
         )

@@ -27,14 +27,14 @@ def neighborhood_attention(
 ) -> Tensor:
     """Softmax attention of every grid point over the kh x kw window around it.
 
-    out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j over kh rows, the first at clamp(i - kh // 2, 0, Hk - kh), and
-    kw columns. At the poles the window is shifted inward, so that every query has exactly kh * kw keys (Hassani
-    et al. 2023, arXiv 2204.07143). Columns wrap around the globe; with `longitude="clamp"` they are shifted inward
-    as well, as released ATLAS weights expect.
+    out_i = sum_j softmax_j(q_i . k_j / sqrt(d)) v_j over kh rows, from clamp(i - kh // 2, 0, Hk - kh) on, and
+    kw columns. At the poles the window is shifted inward, so that every query has exactly kh * kw keys
+    (Hassani et al. 2023, arXiv 2204.07143). Columns wrap around the globe; with `longitude="clamp"` they are
+    shifted inward as well, as released ATLAS weights expect.
 
-    Queries may cover only some of the rows of the keys: query row i lies at key row i + row_offset. A tensor type
-    that is split by rows takes over through `__torch_function__`, hands each part the key rows it needs and calls
-    this function again.
+    Queries may cover only some of the rows of the keys: query row i lies at key row i + row_offset. A tensor
+    type that is split by rows takes over through `__torch_function__`, hands each part the key rows it needs
+    and calls this function again.
 
     Args:
         q: queries (B, Hq, W, heads, d).
@@ -118,7 +118,7 @@ def _blocked(
 
     def windows(x: Tensor) -> Tensor:
         gathered = x.reshape(b, -1, heads * d).index_select(1, index)
-        return gathered.view(rows, -1, heads, d).transpose(1, 2)
+        return gathered.view(rows, mask.shape[-1], heads, d).transpose(1, 2)
 
     if mask.shape[0] > 1:
         mask = mask.repeat(b * hq, 1, 1, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,15 +60,15 @@ def token_grid(grid: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]
 
 def sincos_position(rows: int, columns: int, width: int) -> Tensor:
     """Sine-cosine table (1, rows, columns, width): half the width for rows, half for columns."""
-    angular = _MAX_PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angular = np.exp(np.arange(width // 4) * (-4 * math.log(_MAX_PERIOD) / width))
 
     def features(length: int) -> Tensor:
-        angle = torch.outer(torch.arange(length, dtype=torch.float64), angular)
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
+        angle = np.outer(np.arange(length), angular)
+        return torch.as_tensor(np.concatenate([np.sin(angle), np.cos(angle)], axis=1), dtype=torch.float32)
 
     along_rows = features(rows)[:, None, :].expand(-1, columns, -1)
     along_columns = features(columns)[None].expand(rows, -1, -1)
-    return torch.cat([along_rows, along_columns], dim=-1).float()[None]
+    return torch.cat([along_rows, along_columns], dim=-1)[None]
 
 
 class TimeEmbedding(nn.Module):
@@ -78,8 +79,9 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = _TIME_FEATURES // 2
-        frequencies = torch.exp(torch.arange(half) * (-math.log(_MAX_PERIOD) / half)) * _TIME_SCALE
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        frequencies = _TIME_SCALE * np.exp(np.arange(half) * (-math.log(_MAX_PERIOD) / half))
+        table = torch.as_tensor(frequencies, dtype=torch.float32)
+        self.register_buffer("frequencies", table, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_M: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 
 def mixed_precision(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Returns the autocast context of a network on the device of `x`; None leaves the caller's precision alone."""
+    """Returns the autocast context of the blocks; None leaves the caller's precision alone."""
     return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)
 
 

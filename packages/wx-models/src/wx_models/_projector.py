@@ -157,9 +157,8 @@ class LocalProjector(nn.Module):
         config = self.config
         check_field("state", state, config.channels, config.grid)
         if (forcing is not None) != (config.forcing_channels > 0):
-            raise ValueError(
-                f"the projector has {config.forcing_channels} forcing channels, got forcing {forcing}"
-            )
+            got = "none" if forcing is None else tuple(forcing.shape)
+            raise ValueError(f"the projector has {config.forcing_channels} forcing channels, got {got}")
         if forcing is None:
             return state
         check_field("forcing", forcing, config.forcing_channels, config.grid)

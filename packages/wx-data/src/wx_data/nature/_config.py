@@ -13,6 +13,14 @@ REFERENCE_PRESSURE = 1.0e5
 REFERENCE_TEMPERATURE = 300.0
 DAY = 86400
 OUTPUT_INTERVAL = 6 * 3600
+_TIME_SCALES = (
+    "diffusion_hours",
+    "relaxation_days",
+    "surface_relaxation_days",
+    "friction_days",
+    "evaporation_days",
+    "condensation_hours",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +43,12 @@ class NatureConfig:
         relaxation_days: relaxation time of the free atmosphere.
         surface_relaxation_days: relaxation time at the tropical surface.
         friction_days: Rayleigh friction time at the surface.
-        season_amplitude: largest displacement of the thermal equator, in sin(latitude); 0 switches seasons off.
+        season_amplitude: largest displacement of the thermal equator, in sin(latitude); 0 switches seasons
+            off.
         season_lag_days: delay of the thermal equator behind the sun.
         land_season: extra seasonal temperature of land at the poles, K.
         diurnal_heating: heating of the lowest layer over land under an overhead sun, K per day.
+        mean_surface_pressure: global mean that the mass fixer holds, Pa.
         moist: carry humidity (evaporation, condensation, precipitation).
         evaporation_days, evaporation_humidity: relaxation over the ocean towards this relative humidity.
         land_evaporation: evaporation over land as a fraction of that over the ocean.
@@ -62,13 +72,14 @@ class NatureConfig:
     relaxation_days: float = 20.0
     surface_relaxation_days: float = 2.0
     friction_days: float = 1.0
-    season_amplitude: float = 0.30
+    season_amplitude: float = 0.15
     season_lag_days: float = 25.0
     land_season: float = 12.0
     diurnal_heating: float = 6.0
+    mean_surface_pressure: float = 98550.0
     moist: bool = True
     evaporation_days: float = 2.0
-    evaporation_humidity: float = 0.8
+    evaporation_humidity: float = 0.75
     land_evaporation: float = 0.3
     condensation_hours: float = 4.0
     condensation_humidity: float = 0.95
@@ -83,11 +94,9 @@ class NatureConfig:
             raise ValueError(f"need truncation >= 5 and levels >= 2, got T{self.truncation} L{self.levels}")
         if self.step_minutes <= 0 or 360 % self.step_minutes:
             raise ValueError(f"step_minutes must divide 360 (six hours), got {self.step_minutes}")
-        times = ("diffusion_hours", "relaxation_days", "surface_relaxation_days", "friction_days")
-        times += ("evaporation_days", "condensation_hours")
-        for name in times:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in _TIME_SCALES:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}; inf switches it off")
         latitudes, longitudes = self.grid
         if latitudes < 3 or latitudes % 2 == 0 or longitudes <= 2 * self.truncation:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""From sigma layers to what a forecaster sees: pressure levels, mean sea level pressure, 2 m temperature, rain."""
+"""From sigma layers to what a forecaster sees: pressure levels, sea level pressure, 2 m temperature, rain."""
 
 import numpy as np
 import torch
@@ -28,15 +28,17 @@ class Diagnostics:
         self.dynamics, self.config = dynamics, dynamics.config
         nlat, nlon = self.config.grid
         self.latitudes = np.linspace(90.0, -90.0, nlat)
-        self.longitudes = 360.0 / nlon * np.arange(nlon)
+        self.longitudes = 360.0 / nlon * np.arange(nlon, dtype=np.float64)
         sines = np.sin(np.deg2rad(self.latitudes))
         device = dynamics.device
         self._synthesis = Synthesis(self.config.truncation, sines, nlon, radius=EARTH_RADIUS, device=device)
         self.surface = self._synthesis.scalar(dynamics.surface)[:, 0]
-        self._put = dynamics._put
+        self._put = dynamics.put
         self._sines, self._angles = self._put(sines), self._put(np.deg2rad(self.longitudes))
         self.land = self._put(land_fraction(self.latitudes, self.longitudes).T)
-        self._log_levels = [float(np.log(100.0 * p / REFERENCE_PRESSURE)) for p in self.config.pressure_levels]
+        self._log_levels = [
+            float(np.log(100.0 * p / REFERENCE_PRESSURE)) for p in self.config.pressure_levels
+        ]
         self._rain_rows, self._rain_columns = self._rain_weights()
 
     def _rain_weights(self) -> tuple[Tensor, Tensor]:
@@ -54,13 +56,16 @@ class Diagnostics:
 
     def fields(self, now: Tensor, rain: Tensor, time: NDArray[np.int64]) -> Tensor:
         """All channels, (member, channel, latitude, longitude)."""
-        vor, div, wet, warm = self.dynamics.rows()
+        vor, div, wet, _ = self.dynamics.rows()
         values = self._synthesis.scalar(now[:, :, wet.start :])
         k = self.config.levels
         humidity, temperature = values[:, :k].clamp(min=0.0), values[:, k : 2 * k] + REFERENCE_TEMPERATURE
         log_surface = values[:, -1]
         wind = self._synthesis.wind(now[:, :, vor], now[:, :, div])
-        logs = log_surface[:, None] + torch.from_numpy(np.log(self.dynamics.layers.full)).to(values)[:, None, None]
+        logs = (
+            log_surface[:, None]
+            + torch.from_numpy(np.log(self.dynamics.layers.full)).to(values)[:, None, None]
+        )
         heights = self._heights(temperature, logs, log_surface)
         upper: dict[str, list[Tensor]] = {name: [] for name in "ztuvq"}
         for level in self._log_levels:
@@ -77,7 +82,6 @@ class Diagnostics:
         channels += [self._sea_level_pressure(log_surface, low), self._two_metre(low, time)]
         stacked = torch.stack(channels, 1)
         result = torch.cat([stacked, self._rain(rain)[:, None]], 1)
-        result[..., 0] = result[..., 0]
         return result.permute(2, 1, 3, 0).contiguous()
 
     def _to_ground(self) -> float:
@@ -93,7 +97,9 @@ class Diagnostics:
             steps.append(steps[-1] + GAS_CONSTANT * mean * (logs[:, k + 1] - logs[:, k]))
         return torch.stack(steps[::-1], 1)
 
-    def _temperature_height(self, level: float, temperature: Tensor, logs: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
+    def _temperature_height(
+        self, level: float, temperature: Tensor, logs: Tensor, heights: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Temperature and geopotential at ln(p) = level, continued below the lowest layer with 6.5 K/km."""
         inside = _interpolate(level, temperature, logs)
         depth = (level - logs[:, -1]).clamp(min=0.0)

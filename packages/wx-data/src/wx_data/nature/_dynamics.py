@@ -1,10 +1,12 @@
 """One leapfrog step of the primitive equations in vorticity, divergence, temperature, ln(ps) and humidity.
 
-Semi-implicit: ``X+ = X- + 2 dt [F(X0) + L ((X+ + X-) / 2 - X0)]`` where L holds the gravity waves of a resting
-isothermal atmosphere, which the eigenvectors of the vertical structure reduce to one division per mode and
-total wavenumber (Hoskins and Simmons 1975, QJRMS 101, 637). Internally coefficients are (m, 2, row, member, n)
-and grid values (longitude, row, member, latitude).
+Semi-implicit: ``X+ = X- + 2 dt [F(X0) + L ((X+ + X-) / 2 - X0)]`` where L holds the gravity waves of a
+resting isothermal atmosphere, which the eigenvectors of the vertical structure reduce to one division per
+mode and total wavenumber (Hoskins and Simmons 1975, QJRMS 101, 637). Internally coefficients are (m, 2, row,
+member, n) and grid values (longitude, row, member, latitude).
 """
+
+import math
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from wx_data.nature._config import (
     GRAVITY,
     KAPPA,
     OUTPUT_INTERVAL,
+    REFERENCE_PRESSURE,
     REFERENCE_TEMPERATURE,
     ROTATION,
     NatureConfig,
@@ -36,49 +39,49 @@ class Dynamics:
         self.layers = Layers.equal(config.levels)
         nlat, nlon = config.gaussian_grid
         sines, weights = gaussian_latitudes(nlat)
-        space = {"radius": EARTH_RADIUS, "device": device}
         self.synthesis = Synthesis(config.truncation, sines, nlon, radius=EARTH_RADIUS, device=device)
         self.analysis = Analysis(config.truncation, nlat, nlon, radius=EARTH_RADIUS, device=device)
-        del space
         self.device = torch.device(device)
-        self.laplacian = self._put(laplacian_eigenvalues(config.truncation, EARTH_RADIUS))
-        latitudes, longitudes = np.rad2deg(np.arcsin(sines)), 360.0 / nlon * np.arange(nlon)
+        self.laplacian = self.put(laplacian_eigenvalues(config.truncation, EARTH_RADIUS))
+        latitudes = np.rad2deg(np.arcsin(sines))
+        longitudes = 360.0 / nlon * np.arange(nlon, dtype=np.float64)
         self.surface = self._surface(latitudes, longitudes)
         self.forcing = Forcing(
             config,
             Surroundings(
-                sines=self._put(sines),
-                angles=self._put(np.deg2rad(longitudes)),
-                land=self._put(land_fraction(latitudes, longitudes).T),
+                sines=self.put(sines),
+                angles=self.put(np.deg2rad(longitudes)),
+                land=self.put(land_fraction(latitudes, longitudes).T),
                 sigma=self.layers.full,
                 thickness=self.layers.thickness,
             ),
         )
-        self._coriolis = self._put(2 * ROTATION * sines)
-        self._weights = self._put(weights / nlon)
+        self._coriolis = self.put(2 * ROTATION * sines)
+        self.weights = self.put(weights / nlon)
+        self._target = math.log(config.mean_surface_pressure / REFERENCE_PRESSURE)
         self._vertical_matrices()
         self._implicit_matrices()
         self._damping = self._damping_factors()
         if not config.moist:
             self._damping[2 * config.levels : 3 * config.levels] = 0.0
 
-    def _put(self, array: NDArray[np.float64]) -> Tensor:
+    def put(self, array: NDArray[np.float64]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, torch.float32)
 
     def _surface(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> Tensor:
         """Surface geopotential (m, 2, 1, n), its shortest waves damped so that ridges do not ring."""
         height = self.config.orography * GRAVITY * orography(latitudes, longitudes)
-        waves = self.analysis.fourier(self._put(height.T)[:, None])
+        waves = self.analysis.fourier(self.put(height.T)[:, None])
         degree = np.arange(self.config.truncation + 1.0) / (self.config.truncation + 1)
-        return self.analysis.scalar(waves) * self._put(np.exp(-2.0 * degree**4))
+        return self.analysis.scalar(waves) * self.put(np.exp(-2.0 * degree**4))
 
     def _vertical_matrices(self) -> None:
         layers, nlon = self.layers, self.synthesis.longitudes
         rows = np.concatenate([layers.velocity, layers.compression, layers.thickness[None, :]])
-        self._columns = self._put(rows).expand(nlon, -1, -1)
+        self._columns = self.put(rows).expand(nlon, -1, -1)
         half = 0.5 / layers.thickness
-        self._below = self._put(half[:-1])[:, None, None]
-        self._above = self._put(half[1:])[:, None, None]
+        self._below = self.put(half[:-1])[:, None, None]
+        self._above = self.put(half[1:])[:, None, None]
 
     def _implicit_matrices(self) -> None:
         dt, layers, levels = self.config.step_seconds, self.layers, self.config.levels
@@ -87,11 +90,11 @@ class Dynamics:
         tau = KAPPA * REFERENCE_TEMPERATURE * layers.compression @ modes
         feedback = np.concatenate([modes, -dt * tau, -dt * layers.thickness[None, :] @ modes])
         waves = 2 * (self.config.truncation + 1)
-        self._geopotential = self._put(np.concatenate([layers.hydrostatic, pressure], 1)).expand(waves, -1, -1)
-        self._to_modes = self._put(inverse).expand(waves, -1, -1)
-        self._from_modes = self._put(feedback).expand(waves, -1, -1)
+        self._geopotential = self.put(np.concatenate([layers.hydrostatic, pressure], 1)).expand(waves, -1, -1)
+        self._to_modes = self.put(inverse).expand(waves, -1, -1)
+        self._from_modes = self.put(feedback).expand(waves, -1, -1)
         eigen = -laplacian_eigenvalues(self.config.truncation, EARTH_RADIUS)
-        self._solve = self._put(1.0 / (1.0 + dt**2 * speeds[:, None] * eigen[None, :]))[:, None, :]
+        self._solve = self.put(1.0 / (1.0 + dt**2 * speeds[:, None] * eigen[None, :]))[:, None, :]
 
     def _damping_factors(self) -> Tensor:
         """Implicit hyperdiffusion of every field but pressure, and friction of the wind, (row, 1, n)."""
@@ -104,7 +107,7 @@ class Dynamics:
         rates[: config.levels] += friction[:, None]
         rates[config.levels : 2 * config.levels] += friction[:, None]
         rates[-1] = 0.0
-        return self._put(1.0 / (1.0 + double * rates))[:, None, :]
+        return self.put(1.0 / (1.0 + double * rates))[:, None, :]
 
     def rows(self) -> tuple[slice, slice, slice, slice]:
         """Rows of vorticity, divergence, humidity and temperature."""
@@ -141,52 +144,93 @@ class Dynamics:
         filtered[0, 0, -1, :, 0] -= correction
         return after, filtered, rates
 
+    def lost_mass(self, now: Tensor) -> Tensor:
+        """Logarithm of the mean surface pressure of coefficients over its target, (member,)."""
+        return self._lost_mass(self.synthesis.scalar(now[:, :, -1:])[:, 0])
+
     def _lost_mass(self, log_pressure: Tensor) -> Tensor:
-        """Logarithm of the mean surface pressure over that of the target, (member,)."""
-        mean = (torch.expm1(log_pressure) * self._weights).sum((0, 2))
+        """Logarithm of the mean surface pressure over its target, (member,)."""
+        # expm1 and log1p: float32 keeps nine digits of a departure and six of the whole.
+        mean = (torch.expm1(log_pressure) * self.weights).sum((0, 2))
         return torch.log1p(mean) - self._target
 
-    _target = 0.0
-
     def _tendencies(self, fields: Tensor, wind: Tensor, heating: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectral sources (energy, temperature, humidity, ln ps) and fluxes (curl and divergences)."""
+        """Explicit sources of the step.
+
+        Returns:
+            Coefficients of kinetic energy, temperature, humidity and ln(ps) sources (3 K + 1 rows), and of
+            the curl and divergence of the momentum sources and the divergence of the fluxes of temperature
+            and humidity (4 K rows).
+        """
         k = self.config.levels
-        vor, div, wet, warm = self.rows()
-        nlon, members, nlat = fields.shape[0], fields.shape[2], fields.shape[3]
-        vorticity, divergence, humidity, temperature = (fields[:, part] for part in (vor, div, wet, warm))
-        u, v = wind[:, 0, :k], wind[:, 1, :k]
-        px, py = wind[:, 0, k:], wind[:, 1, k:]
-        advected = (u * px).addcmul_(v, py)
-        convergence = advected + divergence
-        columns = torch.bmm(self._columns, convergence.view(nlon, k, -1)).view(nlon, -1, members, nlat)
+        nlon, _, members, nlat = fields.shape
         work = fields.new_empty(nlon, 9 * k + 1, members, nlat)
-        energy, heat, vapour, mass = work[:, :k], work[:, k : 2 * k], work[:, 2 * k : 3 * k], work[:, 3 * k]
-        east = work[:, 3 * k + 1 : 6 * k + 1]
-        north = work[:, 6 * k + 1 :]
-        torch.mul(u, u, out=energy).addcmul_(v, v).mul_(0.5)
-        absolute = vorticity + self._coriolis
-        push = temperature * (-GAS_CONSTANT)
-        torch.mul(absolute, v, out=east[:, :k]).addcmul_(push, px)
-        torch.mul(absolute, u, out=north[:, :k]).neg_().addcmul_(push, py)
-        torch.mul(u, temperature, out=east[:, k : 2 * k])
-        torch.mul(v, temperature, out=north[:, k : 2 * k])
-        torch.mul(u, humidity, out=east[:, 2 * k :])
-        torch.mul(v, humidity, out=north[:, 2 * k :])
-        torch.sub(advected, columns[:, k - 1 : 2 * k - 1], out=advected).mul_(KAPPA)
-        torch.addcmul(heating[:, 0], temperature, divergence, out=heat)
-        heat.addcmul_(advected, temperature).add_(advected, alpha=REFERENCE_TEMPERATURE)
-        torch.addcmul(heating[:, 1], humidity, divergence, out=vapour)
-        torch.neg(columns[:, -1], out=mass)
-        down, up = columns[:, : k - 1] * self._below, columns[:, : k - 1] * self._above
-        for field, target in ((u, east[:, :k]), (v, north[:, :k]), (temperature, heat), (humidity, vapour)):
+        scalars, east, north = work[:, : 3 * k + 1], work[:, 3 * k + 1 : 6 * k + 1], work[:, 6 * k + 1 :]
+        _, div, _, warm = (fields[:, part] for part in self.rows())
+        u, v = wind[:, 0], wind[:, 1]
+        advected = (u[:, :k] * u[:, k:]).addcmul_(v[:, :k], v[:, k:])
+        columns = torch.bmm(self._columns, (advected + div).view(nlon, k, -1)).view(nlon, -1, members, nlat)
+        torch.mul(u[:, :k], u[:, :k], out=scalars[:, :k]).addcmul_(v[:, :k], v[:, :k]).mul_(0.5)
+        torch.neg(columns[:, -1], out=scalars[:, 3 * k])
+        self._momentum(fields, u, v, east, north)
+        self._tracers(fields, u[:, :k], v[:, :k], heating, scalars[:, k : 3 * k], east[:, k:], north[:, k:])
+        omega = advected.sub_(columns[:, k - 1 : 2 * k - 1]).mul_(KAPPA)
+        scalars[:, k : 2 * k].addcmul_(omega, warm).add_(omega, alpha=REFERENCE_TEMPERATURE)
+        self._lift(fields, u[:, :k], v[:, :k], columns[:, : k - 1], (east, north, scalars))
+        waves = self.analysis.fourier(work)
+        source, east, north = (
+            waves[:, :, : 3 * k + 1],
+            waves[:, :, 3 * k + 1 : 6 * k + 1],
+            waves[:, :, 6 * k + 1 :],
+        )
+        turned = torch.cat([north[:, :, :k], east], 2)
+        straight = torch.cat([east[:, :, :k], -north], 2)
+        return self.analysis.scalar(source), self.analysis.derivative(turned, straight)
+
+    def _momentum(self, fields: Tensor, u: Tensor, v: Tensor, east: Tensor, north: Tensor) -> None:
+        """(zeta + f) v - R T' d ln(ps)/dx and -(zeta + f) u - R T' d ln(ps)/dy."""
+        k = self.config.levels
+        absolute = fields[:, :k] + self._coriolis
+        push = fields[:, 3 * k : 4 * k] * (-GAS_CONSTANT)
+        torch.mul(absolute, v[:, :k], out=east[:, :k]).addcmul_(push, u[:, k:])
+        torch.mul(absolute.neg_(), u[:, :k], out=north[:, :k]).addcmul_(push, v[:, k:])
+
+    def _tracers(
+        self,
+        fields: Tensor,
+        u: Tensor,
+        v: Tensor,
+        heating: Tensor,
+        source: Tensor,
+        east: Tensor,
+        north: Tensor,
+    ) -> None:
+        """Fluxes of temperature and humidity, and the part of their sources that is X times divergence."""
+        k = self.config.levels
+        div = fields[:, k : 2 * k]
+        for row, tracer in enumerate((fields[:, 3 * k : 4 * k], fields[:, 2 * k : 3 * k])):
+            part = slice(row * k, (row + 1) * k)
+            torch.mul(u, tracer, out=east[:, part])
+            torch.mul(v, tracer, out=north[:, part])
+            torch.addcmul(heating[:, row], tracer, div, out=source[:, part])
+
+    def _lift(
+        self, fields: Tensor, u: Tensor, v: Tensor, velocity: Tensor, work: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Vertical advection -sigma_dot dX/dsigma of wind, temperature and humidity, centred, conserving."""
+        k = self.config.levels
+        east, north, source = work
+        down, up = velocity * self._below, velocity * self._above
+        pairs = (
+            (u, east[:, :k]),
+            (v, north[:, :k]),
+            (fields[:, 3 * k : 4 * k], source[:, k : 2 * k]),
+            (fields[:, 2 * k : 3 * k], source[:, 2 * k : 3 * k]),
+        )
+        for field, target in pairs:
             jump = field[:, 1:] - field[:, :-1]
             target[:, :-1].addcmul_(down, jump, value=-1.0)
             target[:, 1:].addcmul_(up, jump, value=-1.0)
-        waves = self.analysis.fourier(work)
-        scalars = self.analysis.scalar(waves[:, :, : 3 * k + 1])
-        east_waves, north_waves = waves[:, :, 3 * k + 1 : 6 * k + 1], waves[:, :, 6 * k + 1 :]
-        both = torch.cat([north_waves[:, :, :k], east_waves], 2), torch.cat([east_waves[:, :, :k], -north_waves], 2)
-        return scalars, self.analysis._pair(*both)
 
     def _leapfrog(self, now: Tensor, previous: Tensor, scalars: Tensor, vectors: Tensor) -> Tensor:
         k, dt = self.config.levels, self.config.step_seconds
@@ -201,14 +245,18 @@ class Dynamics:
         mid = torch.empty_like(now[:, :, 3 * k :])
         torch.add(previous[:, :, warm], heat, alpha=dt, out=mid[:, :, :k])
         torch.add(previous[:, :, -1], scalars[:, :, 3 * k], alpha=dt, out=mid[:, :, k])
-        height = torch.bmm(self._geopotential, mid.view(waves, k + 1, -1)).view(*mid.shape[:2], k, members, size)
+        height = torch.bmm(self._geopotential, mid.view(waves, k + 1, -1)).view(
+            *mid.shape[:2], k, members, size
+        )
         height += scalars[:, :, :k]
         height += self.surface[:, :, None]
         height.mul_(self.laplacian).sub_(vectors[:, :, k : 2 * k]).mul_(-dt)
         height.add_(previous[:, :, div]).sub_(now[:, :, div])
         modes = torch.bmm(self._to_modes, height.view(waves, k, -1)).view(height.shape)
         modes *= self._solve
-        change = torch.bmm(self._from_modes, modes.view(waves, k, -1)).view(*now.shape[:2], 2 * k + 1, members, size)
+        change = torch.bmm(self._from_modes, modes.view(waves, k, -1)).view(
+            *now.shape[:2], 2 * k + 1, members, size
+        )
         torch.add(now[:, :, div], change[:, :, :k], out=after[:, :, div])
         torch.add(mid, change[:, :, k:], out=after[:, :, 3 * k :])
         after[:, :, div].mul_(2.0).sub_(previous[:, :, div])

@@ -1,7 +1,7 @@
 """Forcing: Held and Suarez (1994, BAMS 75, 1825) with seasons, land, a sun and water.
 
-Every process is a relaxation, evaluated on one time level and applied over the next leapfrog interval 2 dt with
-the exact factor (1 - exp(-2 dt / tau)) / (2 dt), so that no process can overshoot whatever the step.
+Every process is a relaxation, evaluated on one time level and applied over the next leapfrog interval 2 dt
+with the exact factor (1 - exp(-2 dt / tau)) / (2 dt), so that no process can overshoot whatever the step.
 """
 
 import math
@@ -59,7 +59,7 @@ class Surroundings:
 
 
 class Forcing:
-    """Heating, evaporation and condensation on the Gaussian grid; tensors are (longitude, level, member, latitude)."""
+    """Heating, evaporation and condensation on the Gaussian grid, (longitude, level, member, latitude)."""
 
     def __init__(self, config: NatureConfig, surroundings: Surroundings) -> None:
         self.config, self.around = config, surroundings

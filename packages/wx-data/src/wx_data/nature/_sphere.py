@@ -1,10 +1,10 @@
 """Spherical harmonic transforms on any set of parallels, without a single transposition.
 
-Layout. Coefficients of a real field are real tensors ``(m, 2, rows..., n)``: zonal wavenumber m = 0..T, real and
-imaginary part, any number of rows (field, level, member), total wavenumber n = 0..T (zero where n < m). Values
-on the sphere are ``(longitude, rows..., latitude)``. Then a Fourier sum is one matrix product
-``(longitude, 2m) @ (2m, rows * latitude)`` and a Legendre sum is one product batched over m, and both read and
-write contiguous memory.
+Layout. Coefficients of a real field are real tensors ``(m, 2, rows..., n)``: zonal wavenumber m = 0..T, real
+and imaginary part, any number of rows (field, level, member), total wavenumber n = 0..T (zero where n < m).
+Values on the sphere are ``(longitude, rows..., latitude)``. Then a Fourier sum is one matrix product
+``(longitude, 2m) @ (2m, rows * latitude)`` and a Legendre sum is one product batched over m, and both read
+and write contiguous memory.
 
 Normalisation. ``f = sum_m (2 - delta_m0) Re[f_mn P_mn(mu) exp(i m lambda)]`` with ``1/2 int P_mn^2 dmu = 1``
 and no Condon-Shortley sign, so that the coefficient (0, 0) is the global mean.
@@ -178,13 +178,14 @@ class Analysis:
 
     def divergence(self, eastward: Tensor, northward: Tensor) -> Tensor:
         """Coefficients of div(F) from the zonal waves of the two components of F."""
-        return self._pair(eastward, -northward)
+        return self.derivative(eastward, -northward)
 
     def curl(self, eastward: Tensor, northward: Tensor) -> Tensor:
         """Coefficients of the vertical component of curl(F) from the zonal waves of the two components."""
-        return self._pair(northward, eastward)
+        return self.derivative(northward, eastward)
 
-    def _pair(self, turned: Tensor, straight: Tensor) -> Tensor:
+    def derivative(self, turned: Tensor, straight: Tensor) -> Tensor:
+        """Coefficients of (d turned / dlambda - d (straight cos) / dlat) / (radius cos), from zonal waves."""
         latitudes = turned.shape[-1]
         both = turned.new_empty(*turned.shape[:-1], 2 * latitudes)
         both[:, 0, ..., :latitudes] = -turned[:, 1]

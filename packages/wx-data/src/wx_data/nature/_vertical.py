@@ -41,7 +41,9 @@ class Layers:
         alpha[1:] = 1.0 - edges[1:-1] / thickness[1:] * ratio[1:]
         below = np.triu(np.ones((count, count)), 1)
         hydrostatic = GAS_CONSTANT * (np.diag(alpha) + below * ratio[None, :])
-        compression = (np.tril(np.ones((count, count)), -1) * ratio[:, None] + np.diag(alpha)) / thickness[:, None]
+        compression = (np.tril(np.ones((count, count)), -1) * ratio[:, None] + np.diag(alpha)) / thickness[
+            :, None
+        ]
         compression = compression * thickness[None, :]
         above = np.tril(np.ones((count, count)))[:-1]
         velocity = (edges[1:-1, None] - above) * thickness[None, :]
@@ -56,7 +58,7 @@ class Layers:
         )
 
     def gravity_waves(self) -> tuple[Float64, Float64, Float64]:
-        """Eigenvalues c^2, modes and inverse modes of the gravity-wave operator about a resting atmosphere."""
+        """Eigenvalues c^2, modes and inverse modes of gravity waves on a resting isothermal atmosphere."""
         operator = (
             self.hydrostatic @ (KAPPA * REFERENCE_TEMPERATURE * self.compression)
             + GAS_CONSTANT * REFERENCE_TEMPERATURE * self.thickness[None, :]

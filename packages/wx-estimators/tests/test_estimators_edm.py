@@ -1,0 +1,131 @@
+"""EDM against the exact denoiser of a Gaussian target; no sampling noise unless churn is on trial."""
+# ruff: noqa: ARG002 - signatures are those of the protocols
+
+import math
+
+import pytest
+import torch
+
+from wx_estimators import DPM2S, EDM, Batch, Heun, Key, NetSpec
+
+MEAN, VARIANCE = 0.3, 0.5
+
+
+class Gaussian:
+    """The exact F of a target N(m, q), by inverting the preconditioning of the EDM paper."""
+
+    spec = NetSpec(out_channels=1, takes_x=True, takes_t=True)
+
+    def __init__(self, sigma_data=1.0):
+        self.sd, self.calls, self.tape = sigma_data, 0, []
+
+    def predict(self, x, cond, /, *, t, noise):
+        assert noise is None
+        self.calls += 1
+        sigma = (4 * t).exp()[:, None]
+        norm2 = sigma**2 + self.sd**2
+        noisy = x * norm2.sqrt()
+        denoised = MEAN + VARIANCE / (VARIANCE + sigma**2) * (noisy - MEAN)
+        return (denoised - self.sd**2 / norm2 * noisy) / (sigma * self.sd / norm2.sqrt())
+
+
+class Tape:
+    """A noise source that gives member m the constant m: the sampler is affine in it."""
+
+    def draw(self, key, shape, /, *, device, dtype, window=None):
+        member = key.member.expand(key.batch, key.members).to(dtype)
+        return member.reshape(key.batch, key.members, *[1] * len(shape)).expand(-1, -1, *shape)
+
+    def to_dict(self):
+        return {"type": "Tape"}
+
+
+def moments(**settings):
+    """Exact mean and variance of the sample law: value at noise 0, squared slope in the noise."""
+    net = Gaussian()
+    edm = EDM(noise=Tape(), **settings)
+    key = Key(0, torch.tensor([0]), torch.tensor([0, 1]))
+    zero, one = edm.sample(net, torch.zeros(1, 1, dtype=torch.float64), {}, key)[0, :, 0].tolist()
+    assert net.calls == edm.calls_per_sample
+    return zero, (one - zero) ** 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "table"),
+    [(Heun(), (1.0e-1, 2.2e-2, 5.1e-3, 1.2e-3)), (DPM2S(), (4.5e-2, 1.2e-2, 3.0e-3, 8.0e-4))],
+    ids=["heun", "dpm2s"],
+)
+def test_variance_error_and_order(sampler, table):
+    error = []
+    for steps, expected in zip((18, 36, 72, 144), table, strict=True):
+        _, variance = moments(sampler=sampler, steps=steps, sigma_min=0.002)
+        error.append(abs(variance / VARIANCE - 1))
+        assert error[-1] < 1.5 * expected
+    assert math.log2(error[2] / error[3]) > 1.8
+
+
+def test_mean_has_the_bias_of_a_finite_start():
+    # x(0) - m = sqrt(q / (q + smax^2)) (x(smax) - m), and x(smax) has mean 0.
+    mean, _ = moments(steps=400, sigma_min=0.002)
+    assert MEAN - mean == pytest.approx(MEAN * math.sqrt(VARIANCE / (VARIANCE + 80.0**2)), rel=0.02)
+
+
+class Basis:
+    """Noise that gives member j > 0 a one in the j-th draw of the sampler and zero elsewhere."""
+
+    def draw(self, key, shape, /, *, device, dtype, window=None):
+        column = 0 if key.stream.endswith("/start") else 1 + key.step
+        one = (key.member == column + 1).expand(key.batch, key.members).to(dtype)
+        return one.reshape(key.batch, key.members, *[1] * len(shape)).expand(-1, -1, *shape)
+
+    def to_dict(self):
+        return {"type": "Basis"}
+
+
+def test_churn_keeps_the_marginal():
+    settings = {"steps": 200, "sigma_min": 0.002, "sampler": Heun()}
+    stirred = EDM(noise=Basis(), churn=40.0, churn_min=0.05, churn_max=50.0, churn_noise=1.0, **settings)
+    key = Key(0, torch.tensor([0]), torch.arange(202))
+    x = stirred.sample(Gaussian(), torch.zeros(1, 1, dtype=torch.float64), {}, key)[0, :, 0]
+    variance = float((x[1:] - x[0]).square().sum())
+    assert (x[2:] != x[0]).sum() > 50  # churn was at work
+    assert variance == pytest.approx(VARIANCE, rel=0.01)
+    assert float(x[0]) == pytest.approx(MEAN, abs=3e-3)
+
+
+def test_levels_are_those_of_the_paper_and_one_step_is_legal():
+    levels = EDM(steps=5, sigma_min=0.002, sigma_max=80.0).levels()
+    top, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    expected = [(top + i / 4 * (low - top)) ** 7 for i in range(5)]
+    assert levels == pytest.approx([*expected, 0.0])
+    assert EDM(steps=1).levels() == pytest.approx([80.0, 0.0])
+    mean, variance = moments(steps=1)
+    assert mean == pytest.approx(MEAN, abs=1e-3)
+    assert variance == pytest.approx((80 * VARIANCE / (80**2 + VARIANCE)) ** 2, rel=1e-9)
+
+
+def test_loss_of_the_exact_denoiser_is_the_closed_form():
+    """E |F - F*|^2 of the best F is (sigma^2 + sd^2) / (sigma sd)^2 times the posterior variance."""
+    n = 20_000
+    g = torch.Generator().manual_seed(0)
+    x1 = MEAN + math.sqrt(VARIANCE) * torch.randn(n, 1, generator=g, dtype=torch.float64)
+    edm, key = EDM(sigma_data=0.8), Key(0, torch.arange(n), torch.tensor([0]))
+    out = edm.loss(Gaussian(0.8), Batch(base=x1, target=x1, cond={}), key)
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    sigma2 = (2 * (-1.2 + 1.2 * torch.special.ndtri(u))).exp()
+    posterior = VARIANCE * sigma2 / (VARIANCE + sigma2)
+    expected = ((sigma2 + 0.64) / (0.64 * sigma2) * posterior).mean()
+    # A chi-square per row: relative standard error near sqrt(2 / n) = 1 %.
+    assert float(out.loss) == pytest.approx(float(expected), rel=0.04)
+    assert float(out.count) == n
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="sigma_min < sigma_max"):
+        EDM(sigma_min=3.0, sigma_max=1.0)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        EDM(steps=0)
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        EDM(sigma_data=(1.0, 0.0))
+    with pytest.raises(ValueError, match="sigma_data has 2 values for 3 channels"):
+        EDM(sigma_data=(1.0, 2.0)).required(3)

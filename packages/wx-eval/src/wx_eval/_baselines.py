@@ -1,0 +1,131 @@
+"""Reference forecasts that need nothing but past states."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from ._fields import Chunk, as_history, channel_names, channel_units, seconds
+from ._protocols import History
+
+_DAY = np.timedelta64(86400, "s")
+_KEEP = 64
+Times = npt.NDArray[np.datetime64]
+
+
+def climatology(
+    history: xr.DataArray | History,
+    init_times: Iterable[np.datetime64],
+    lead_times: Iterable[np.timedelta64],
+    *,
+    members: int,
+    window_days: int = 15,
+) -> Iterator[Chunk]:
+    """Probabilistic climatology: past states of the same hour near the same day of the year as members.
+
+    Candidates are all states of the same hour of day within `window_days` of the valid time's month and day
+    in any year (29 February counts as 28 February in common years). Of n candidates in order of time the
+    members are those at (k + 1/2) n / M: evenly spread over years and days, and the same at every call.
+
+    Args:
+        history: training states, array (time, channel, latitude, longitude) or a History; keep the period
+            that is verified out of it.
+        init_times: starts.
+        lead_times: leads.
+        members: M.
+        window_days: half width of the window, 0 to 180.
+
+    Yields:
+        One chunk per (init time, lead time), init by init.
+
+    Raises:
+        ValueError: when a valid time has fewer than M candidates.
+    """
+    if members < 1 or not 0 <= window_days <= 180:
+        raise ValueError(f"need members >= 1 and window_days within 0..180, got {members} and {window_days}")
+    source = as_history(history, "history")
+    cache: dict[np.datetime64, xr.DataArray] = {}
+    for init, lead in _pairs(init_times, lead_times):
+        valid = init + lead
+        if valid not in cache:
+            if len(cache) >= _KEEP:
+                cache.pop(next(iter(cache)))
+            near = same_season(source.times, valid, window_days)
+            if near.size < members:
+                raise ValueError(
+                    f"history has {near.size} states within {window_days} days of {valid} at the same hour "
+                    f"and members = {members} were asked for: widen window_days or lower members"
+                )
+            chosen = near[((np.arange(members) + 0.5) * near.size / members).astype(int)]
+            cache[valid] = source.read(source.times[chosen])
+        yield _chunk(init, lead, cache[valid])
+
+
+def persistence(
+    history: xr.DataArray | History,
+    init_times: Iterable[np.datetime64],
+    lead_times: Iterable[np.timedelta64],
+) -> Iterator[Chunk]:
+    """Deterministic forecast that stays at the state of the init time.
+
+    Raises:
+        ValueError: when the history has no state at an init time.
+    """
+    source = as_history(history, "history")
+    known = set(seconds(source.times).tolist())
+    state: tuple[np.datetime64, xr.DataArray] | None = None
+    for init, lead in _pairs(init_times, lead_times):
+        if init.item() not in known:
+            raise ValueError(f"history has no state at the init time {init}")
+        if state is None or state[0] != init:
+            state = (init, source.read(np.array([init])))
+        yield _chunk(init, lead, state[1])
+
+
+def same_season(times: Times, valid_time: np.datetime64, window_days: int) -> npt.NDArray[np.intp]:
+    """Positions of the times at the same hour of day near the same month and day of any year."""
+    stamps = seconds(times)
+    if not stamps.size:
+        return np.zeros(0, np.intp)
+    valid = valid_time.astype("datetime64[s]")
+    hour = valid - valid.astype("datetime64[D]")
+    inside = np.zeros(stamps.shape, bool)
+    years = stamps.astype("datetime64[Y]")
+    # A window around 1 January also reaches into the years before the first and after the last.
+    for year in np.arange(years.min() - 1, years.max() + 2):
+        centre = _same_day(valid, year) + hour
+        inside |= np.abs(stamps - centre) <= window_days * _DAY
+    same_hour = (stamps - stamps.astype("datetime64[D]")) == hour
+    return np.flatnonzero(inside & same_hour)
+
+
+def _same_day(valid: np.datetime64, year: np.datetime64) -> np.datetime64:
+    month = valid.astype("datetime64[M]") - valid.astype("datetime64[Y]").astype("datetime64[M]")
+    day = valid.astype("datetime64[D]") - valid.astype("datetime64[M]").astype("datetime64[D]")
+    start = year.astype("datetime64[M]") + month
+    last = (start + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+    found: np.datetime64 = min(start.astype("datetime64[D]") + day, last).astype("datetime64[s]")
+    return found
+
+
+def _pairs(
+    init_times: Iterable[np.datetime64], lead_times: Iterable[np.timedelta64]
+) -> Iterator[tuple[np.datetime64, np.timedelta64]]:
+    leads = seconds(list(lead_times))
+    for init in seconds(list(init_times)):
+        for lead in leads:
+            yield init, lead
+
+
+def _chunk(init: np.datetime64, lead: np.timedelta64, states: xr.DataArray) -> Chunk:
+    ordered = states.transpose("time", "channel", "latitude", "longitude")
+    return Chunk(
+        init_time=init,
+        lead_time=lead,
+        channels=channel_names(ordered),
+        values=ordered.values,
+        latitude=ordered["latitude"].values,
+        longitude=ordered["longitude"].values,
+        units=channel_units(ordered),
+    )

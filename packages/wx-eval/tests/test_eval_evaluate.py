@@ -1,0 +1,309 @@
+"""From fields to records: alignment, invariance, refusals and real members."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from wx_eval import Chunk, ForecastChunk, Records, cell_weights, evaluate, scores
+from wx_eval._fields import States, forecast_chunks
+
+HOUR = np.timedelta64(1, "h")
+LAT, LON = np.linspace(90, -90, 13), np.arange(0, 360, 15.0)
+START = np.datetime64("2020-02-27T00", "ns")
+CHANNELS = ("z500", "tp")
+UNITS = ("m2 s-2", "m")
+DIMS = ("init_time", "lead_time", "member", "channel", "latitude", "longitude")
+
+
+def make_truth(steps: int = 12, seed: int = 0) -> xr.DataArray:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((steps, 2, LAT.size, LON.size)).astype(np.float32)
+    values[:, 0] = 5.5e4 + 300 * values[:, 0]
+    values[:, 1] = np.maximum(values[:, 1], 0)
+    coords = {
+        "time": START + 12 * HOUR * np.arange(steps),
+        "channel": list(CHANNELS),
+        "latitude": LAT,
+        "longitude": LON,
+        "units": ("channel", list(UNITS)),
+    }
+    return xr.DataArray(values, coords, ("time", "channel", "latitude", "longitude"), name="analysis")
+
+
+def make_forecast(inits: int = 4, leads: int = 3, members: int = 5, seed: int = 1) -> xr.DataArray:
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((inits, leads, members, 2, LAT.size, LON.size)).astype(np.float32)
+    values[..., 0, :, :] = 5.5e4 + 300 * values[..., 0, :, :]
+    values[..., 1, :, :] = np.maximum(values[..., 1, :, :], 0)
+    coords = {
+        "init_time": START + 24 * HOUR * np.arange(inits),
+        "lead_time": 12 * HOUR * np.arange(1, leads + 1),
+        "channel": list(CHANNELS),
+        "latitude": LAT,
+        "longitude": LON,
+    }
+    return xr.DataArray(values, coords, DIMS).assign_coords(units=("channel", list(UNITS)))
+
+
+@pytest.fixture(scope="module")
+def truth() -> xr.DataArray:
+    return make_truth()
+
+
+@pytest.fixture(scope="module")
+def forecast() -> xr.DataArray:
+    return make_forecast()
+
+
+@pytest.fixture(scope="module")
+def records(forecast: xr.DataArray, truth: xr.DataArray) -> Records:
+    return evaluate(forecast, truth, model="a", rank_histogram=True)
+
+
+def test_every_score_matches_its_definition_at_the_right_valid_time(
+    forecast: xr.DataArray, truth: xr.DataArray, records: Records
+) -> None:
+    got = records.to_xarray().isel(model=0)
+    x, y = forecast.astype(np.float64), truth.astype(np.float64)
+    weights = xr.DataArray(cell_weights(LAT), {"latitude": LAT}, ("latitude",))
+    for init in forecast["init_time"].values:
+        for lead in forecast["lead_time"].values:
+            members = x.sel(init_time=init, lead_time=lead).where(x["latitude"] >= 20, drop=True)
+            state = y.sel(time=init + lead)
+            error = members.mean("member") - state
+            pairs = abs(members - members.rename(member="other")).mean(("member", "other"))
+            expected = {
+                "mse_mean": error**2,
+                "mae_mean": abs(error),
+                "error_mean": error,
+                "variance": members.var("member", ddof=1),
+                "crps_biased": abs(members - state).mean("member") - pairs / 2,
+                "crps_fair": abs(members - state).mean("member") - pairs / 2 * 5 / 4,
+            }
+            for name, field in expected.items():
+                mean = field.weighted(weights).mean(("latitude", "longitude"))
+                cell = got[name].sel(region="nh", init_time=init, lead_time=lead, channel=list(CHANNELS))
+                np.testing.assert_allclose(cell.values, mean.sel(channel=list(CHANNELS)).values, rtol=3e-5)
+
+
+def test_any_chunking_order_and_layout_gives_the_same_bits(
+    forecast: xr.DataArray, truth: xr.DataArray, records: Records
+) -> None:
+    chunks = list(forecast_chunks(forecast))
+    backwards = evaluate(reversed(chunks), truth, model="a", rank_histogram=True)
+    transposed = evaluate(
+        forecast.transpose(*DIMS[::-1]), truth.transpose(..., "time"), model="a", rank_histogram=True
+    )
+    parts = [evaluate([c], truth, model="a", rank_histogram=True) for c in chunks]
+    by_channel = [
+        evaluate(forecast.sel(channel=[c]), truth.sel(channel=[c]), model="a", rank_histogram=True)
+        for c in CHANNELS
+    ]
+    for other in (backwards, transposed, parts[0].merge(*parts[1:]), by_channel[1].merge(by_channel[0])):
+        assert other.table.equals(records.table)
+
+
+def test_a_region_does_not_depend_on_the_other_regions(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    alone = evaluate(forecast, truth, model="a", regions=["tropics"])
+    among = evaluate(forecast, truth, model="a").select(region="tropics")
+    for name in ("crps_fair", "variance", "sum_w"):
+        a, b = (r.table[name].to_numpy() for r in (alone, among))
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+def test_the_hemispheres_and_the_rest_add_up_to_the_globe(
+    truth: xr.DataArray, forecast: xr.DataArray
+) -> None:
+    north = np.broadcast_to((LAT >= 0)[:, None], (LAT.size, LON.size))
+    masks = {"north": north, "south": ~north, "all": np.ones_like(north)}
+    rows = evaluate(forecast, truth, model="a", regions=masks).to_xarray()
+    total = (rows["mse_mean"] * rows["sum_w"]).sel(region=["north", "south"]).sum("region")
+    np.testing.assert_allclose(total / rows["sum_w"].sel(region="all"), rows["mse_mean"].sel(region="all"))
+
+
+def test_synonyms_scalar_coordinates_and_numbered_leads_are_understood(
+    forecast: xr.DataArray, truth: xr.DataArray, records: Records
+) -> None:
+    renamed = forecast.rename(init_time="time", lead_time="step", member="number", latitude="lat")
+    hours = renamed.assign_coords(step=("step", [12, 24, 36], {"units": "hours"}))
+    assert evaluate(hours, truth, model="a", rank_histogram=True).table.equals(records.table)
+    one = evaluate(forecast.isel(init_time=0, lead_time=1), truth, model="a", rank_histogram=True)
+    expected = records.select(init_time=[START], lead_time=[24 * HOUR])
+    assert one.table.equals(expected.table)
+    with pytest.raises(ValueError, match="time unit"):
+        evaluate(renamed.assign_coords(step=[12, 24, 36]), truth, model="a")
+
+
+def test_lazy_histories_and_arrays_are_the_same_truth(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    class Counting(States):
+        reads: list[int] = []  # noqa: RUF012
+
+        def read(self, times: np.ndarray, /) -> xr.DataArray:
+            self.reads.append(len(times))
+            return super().read(times)
+
+    lazy = Counting(truth)
+    assert evaluate(forecast, lazy, model="a") == evaluate(forecast, truth, model="a")
+    valid_times = len(np.unique(forecast["init_time"].values[:, None] + forecast["lead_time"].values))
+    assert len(lazy.reads) == valid_times + 1
+
+
+def test_own_weights_pick_the_points_that_count(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    weights = np.zeros((LAT.size, LON.size))
+    weights[3, 5] = 2.5
+    got = evaluate(forecast, truth, model="a", regions=["global"], weights=weights)
+    error = forecast.isel(init_time=0, lead_time=0).mean("member", dtype=np.float64)[..., 3, 5]
+    expected = error.sel(channel="z500") - truth.sel(time=START + 12 * HOUR, channel="z500")[3, 5]
+    row = got.select(channel="z500", init_time=[START], lead_time=[12 * HOUR]).table
+    assert row["error_mean"][0].as_py() == pytest.approx(float(expected), rel=1e-4)
+    assert got.conventions.weights.startswith("custom:")
+
+
+def test_missing_truth_points_are_left_out_and_counted(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    holes = truth.copy(deep=True)
+    holes[:, :, 0, :4] = np.nan
+    hidden = forecast.copy(deep=True)
+    hidden[..., 0, :4] = np.nan
+    got = evaluate(hidden, holes, model="a", rank_histogram=True)
+    table = got.select(region="global").table
+    assert set(table["n_missing"].to_pylist()) == {4}
+    assert set(table["n"].to_pylist()) == {LAT.size * LON.size - 4}
+    weights = np.broadcast_to(cell_weights(LAT)[:, None], (LAT.size, LON.size)).copy()
+    weights[0, :4] = 0
+    expected = evaluate(forecast, truth, model="a", weights=weights).select(region="global").table
+    for name in ("crps_fair", "mse_mean", "sum_w"):
+        np.testing.assert_allclose(table[name].to_numpy(), expected[name].to_numpy(), rtol=1e-13)
+    assert all(abs(sum(h) - 1) < 1e-12 for h in table["rank_histogram"].to_pylist())
+
+
+def test_a_failed_forecast_is_refused_by_name(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    broken = forecast.copy(deep=True)
+    broken[1, 2, 3, 1, 4, 5] = np.nan
+    with pytest.raises(
+        ValueError, match=r"from 2020-02-28T00:00:00 \+ 129600 seconds is not finite in channel 'tp'"
+    ):
+        evaluate(broken, truth, model="a")
+
+
+def test_a_valid_time_without_truth_is_an_error_or_a_row_without_scores(
+    forecast: xr.DataArray, truth: xr.DataArray
+) -> None:
+    short = truth.isel(time=slice(0, 8))
+    with pytest.raises(ValueError, match="truth has no state at 2020-03-02T00"):
+        evaluate(forecast, short, model="a")
+    got = evaluate(forecast, short, model="a", missing_truth="drop")
+    rows = got.to_xarray().isel(model=0)
+    assert rows["n"].sel(lead_time=36 * HOUR)[0, 0].values.tolist() == [312, 312, 312, 0]
+    assert rows["n_missing"].sel(lead_time=36 * HOUR, region="global")[0].values.tolist() == [0, 0, 0, 312]
+    dropped = scores(got)["n_dropped"].sel(model="a", channel="tp", region="nh")
+    assert dropped.values.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.isel(latitude=slice(None, None, -1)), "reverse one of them"),
+        (lambda f: f.isel(latitude=slice(1, None)), "shape"),
+        (lambda f: f.assign_coords(longitude=LON + 7.5), "longitude of forecast and truth differ"),
+        (lambda f: f.assign_coords(channel=["z500", "q700"]), r"no channel \['q700'\]"),
+        (lambda f: f.assign_coords(units=("channel", ["m", "m"])), "'z500' is in 'm' in the forecast"),
+        (lambda f: f.assign_coords(lead_time=[12 * HOUR] * 3), "duplicate values along lead_time"),
+        (lambda f: f.drop_vars("latitude"), "coordinate values along"),
+        (lambda f: f.isel(init_time=slice(0, 0)), "no chunk"),
+        (lambda f: f.expand_dims("scenario"), "must have dims"),
+    ],
+)
+def test_what_does_not_match_is_refused(change: object, message: str, truth: xr.DataArray) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(change(make_forecast()), truth, model="a")  # type: ignore[operator]
+
+
+def test_datasets_and_unsorted_truths_are_refused(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    with pytest.raises(TypeError, match="to_dataarray"):
+        evaluate(forecast_chunks(forecast.to_dataset(name="x")), truth, model="a")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must strictly increase"):
+        evaluate(forecast, truth.isel(time=[1, 0, 2]), model="a")
+    with pytest.raises(TypeError, match="`times` and `read"):
+        evaluate(forecast, 3, model="a")  # type: ignore[arg-type]
+
+
+def test_plain_objects_are_chunks(forecast: xr.DataArray, truth: xr.DataArray, records: Records) -> None:
+    class Mine:
+        def __init__(self, chunk: Chunk) -> None:
+            self.init_time, self.lead_time = chunk.init_time, chunk.lead_time
+            self.channels, self.values = chunk.channels, chunk.values
+
+    chunks: Iterable[ForecastChunk] = [Mine(c) for c in forecast_chunks(forecast)]
+    calls: list[int] = []
+    got = evaluate(chunks, truth, model="a", rank_histogram=True, progress=calls.append)
+    assert got.table.equals(records.table)
+    assert calls == list(range(1, 13))
+
+
+def test_deterministic_forecasts_have_a_mae_and_no_crps(forecast: xr.DataArray, truth: xr.DataArray) -> None:
+    got = evaluate(forecast.isel(member=0, drop=True), truth, model="a")
+    assert got.table["crps_fair"].null_count == got.table["variance"].null_count == len(got)
+    assert got.table["mae_mean"].null_count == 0
+    assert set(got.table["members"].to_pylist()) == {1}
+
+
+def test_tied_members_share_the_rank(truth: xr.DataArray) -> None:
+    # A dry truth under 4 dry members of 5: the rank is equally likely 0..4; without ties it is certain.
+    dry = xr.zeros_like(truth)
+    values = xr.concat([dry.isel(time=[1])] * 4 + [dry.isel(time=[1]) + 1], "member")
+    chunk = Chunk(init_time=START, lead_time=12 * HOUR, channels=CHANNELS, values=values.isel(time=0).values)
+    got = evaluate([chunk], dry, model="a", regions=["global"], rank_histogram=True)
+    histogram = got.rank_histogram(model="a", channel="tp", region="global", lead_time=12 * HOUR)
+    np.testing.assert_allclose(histogram, [0.2] * 5 + [0], atol=1e-14)
+
+
+@pytest.fixture(scope="module")
+def real_members() -> np.ndarray:
+    """Surface temperature of 40 exchangeable climate runs at one point, shape (40, 8760)."""
+    path = Path(__file__).parents[4] / "shared/data/members/cesm_lens40_point_ts_6hourly_1990-1995.nc"
+    if not path.exists():
+        pytest.skip(f"REAL DATA ABSENT: {path.name} not found, the exchangeable ensemble is not tested")
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path) as file:
+        # 35 of the members lack the first time.
+        return np.asarray(file["TS"][:, 1:])
+
+
+def test_real_exchangeable_members_have_flat_ranks_and_the_exact_scores(real_members: np.ndarray) -> None:
+    """Every member takes its turn as truth, so the identities hold exactly and not only in expectation."""
+    members, times = 40, real_members.shape[1]
+    chunks, states = [], []
+    for k in range(members):
+        rest = np.delete(real_members, k, axis=0)
+        # Times lie along longitude on two rows of equal area.
+        values = np.broadcast_to(rest[:, None, None], (members - 1, 1, 2, times))
+        chunks.append(
+            Chunk(init_time=START, lead_time=k * HOUR, channels=("ts",), values=values, units=("K",))
+        )
+        states.append(np.broadcast_to(real_members[k], (1, 2, times)))
+    truth = xr.DataArray(
+        np.stack(states),
+        {
+            "time": START + HOUR * np.arange(members),
+            "channel": ["ts"],
+            "latitude": [45.0, -45.0],
+            "longitude": np.arange(times) * 360 / times,
+        },
+        ("time", "channel", "latitude", "longitude"),
+    )
+    rows = evaluate(chunks, truth, model="cesm", regions=["global"], rank_histogram=True)
+    histogram = np.mean(rows.table["rank_histogram"].to_pylist(), axis=0)
+    np.testing.assert_allclose(histogram, 1 / members, rtol=1e-10)
+    x = np.sort(real_members.astype(np.float64), axis=0)
+    order = 2 * np.arange(1, members + 1) - members - 1
+    gini = float((order @ x).mean() * 2 / (members * (members - 1)))
+    variance = float(x.var(axis=0, ddof=1).mean())
+    means = {
+        name: float(np.mean(rows.table[name].to_numpy())) for name in ("crps_fair", "mse_mean", "variance")
+    }
+    assert means["crps_fair"] == pytest.approx(gini / 2, rel=2e-7)
+    assert means["variance"] == pytest.approx(variance, rel=2e-7)
+    assert means["mse_mean"] == pytest.approx(variance * members / (members - 1), rel=2e-7)

@@ -1,0 +1,141 @@
+"""Ensemble statistics against definitions in float64, closed forms and a peer."""
+
+import numpy as np
+import pytest
+
+from wx_eval import ensemble_statistics
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: type = np.float64) -> np.ndarray:
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def by_definition(x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    members = len(x)
+    pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / 2
+    skill = np.abs(x - y).mean(axis=0)
+    return {
+        "skill": skill,
+        "pair_sum": pairs,
+        "error": x.mean(axis=0) - y,
+        "variance": x.var(axis=0, ddof=1),
+        "crps_fair": skill - pairs / (members * (members - 1)),
+        "crps_biased": skill - pairs / members**2,
+    }
+
+
+@pytest.mark.parametrize("members", [*range(2, 18), 20, 33, 50, 64, 100])
+def test_statistics_match_their_definition_to_rounding(members: int) -> None:
+    rng = np.random.default_rng(members)
+    x, y = normal(rng, members, 7, 11), normal(rng, 7, 11)
+    got = ensemble_statistics(x, y)
+    for name, expected in by_definition(x, y).items():
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=1e-13, atol=1e-13, err_msg=name)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.5e4])
+def test_area_means_of_float32_input_agree_with_float64_within_2e_8(mean: float) -> None:
+    rng = np.random.default_rng(1)
+    x = (mean + 300 * normal(rng, 50, 30000)).astype(np.float32)
+    y = (mean + 300 * normal(rng, 30000)).astype(np.float32)
+    got, expected = ensemble_statistics(x, y), ensemble_statistics(x.astype(np.float64), y.astype(np.float64))
+    for name in ("crps_fair", "crps_biased", "variance"):
+        a, b = (float(np.mean(getattr(s, name), dtype=np.float64)) for s in (got, expected))
+        assert abs(a / b - 1) < 2e-8, name
+    mse = [float(np.mean(s.error.astype(np.float64) ** 2)) for s in (got, expected)]
+    assert abs(mse[0] / mse[1] - 1) < 2e-8
+
+
+@pytest.mark.parametrize("members", [2, 8, 50])
+def test_normal_ensemble_and_truth_give_the_closed_forms(members: int) -> None:
+    # X, Y ~ N(0, 1): E|X - Y| = 2 / sqrt(pi), so E fair = 1 / sqrt(pi) and E biased = (1 + 1/M) / sqrt(pi).
+    rng = np.random.default_rng(members)
+    points = 60000
+    got = ensemble_statistics(normal(rng, members, points), normal(rng, points))
+    fair, factor = 1 / np.sqrt(np.pi), 1 + 1 / members
+    for name, expected in {"crps_fair": fair, "crps_biased": fair * factor, "variance": 1.0}.items():
+        values = getattr(got, name)
+        assert abs(values.mean() - expected) < 4 * values.std() / np.sqrt(points), name
+    square = got.error**2
+    assert abs(square.mean() - factor) < 4 * square.std() / np.sqrt(points)
+
+
+def test_fair_score_does_not_depend_on_the_ensemble_size_but_the_biased_one_does() -> None:
+    rng = np.random.default_rng(3)
+    x, y = normal(rng, 8, 40000), normal(rng, 40000)
+    full = ensemble_statistics(x, y)
+    assert full.crps_biased.mean() == pytest.approx(0.635, abs=0.01)
+    assert full.crps_fair.mean() == pytest.approx(0.564, abs=0.01)
+
+
+def test_members_may_come_in_any_order() -> None:
+    rng = np.random.default_rng(4)
+    x, y = normal(rng, 21, 500), normal(rng, 500)
+    a = ensemble_statistics(x, y, ranks=True)
+    b = ensemble_statistics(x[rng.permutation(21)], y, ranks=True)
+    np.testing.assert_array_equal(a.pair_sum, b.pair_sum)
+    np.testing.assert_array_equal(a.below, b.below)
+    np.testing.assert_allclose(a.skill, b.skill, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_point_does_not_depend_on_its_tile_bit_for_bit(dtype: type) -> None:
+    rng = np.random.default_rng(5)
+    x, y = normal(rng, 9, 40000, dtype=dtype), normal(rng, 40000, dtype=dtype)
+    whole = ensemble_statistics(x, y)
+    for part in (slice(0, 1), slice(16383, 16390), slice(3, 39999)):
+        alone = ensemble_statistics(x[:, part], y[part])
+        for name in ("skill", "pair_sum", "error", "variance"):
+            np.testing.assert_array_equal(getattr(alone, name), getattr(whole, name)[part], err_msg=name)
+
+
+def test_ranks_count_members_below_and_equal() -> None:
+    x = np.array([[1.0, 0.0], [2.0, 0.0], [2.0, 3.0]])
+    got = ensemble_statistics(x, np.array([2.0, 0.0]), ranks=True)
+    assert got.below is not None
+    assert got.equal is not None
+    assert got.below.tolist() == [1, 0]
+    assert got.equal.tolist() == [2, 2]
+
+
+def test_ranks_of_more_than_255_members_do_not_wrap() -> None:
+    got = ensemble_statistics(np.zeros((300, 2)), np.array([1.0, 0.0]), ranks=True)
+    assert got.below is not None
+    assert got.equal is not None
+    assert got.below.tolist() == [300, 0]
+    assert got.equal.tolist() == [0, 300]
+
+
+def test_one_missing_point_stays_alone_and_makes_no_warning() -> None:
+    rng = np.random.default_rng(6)
+    x, y = normal(rng, 5, 40), normal(rng, 40)
+    clean = ensemble_statistics(x, y).crps_fair
+    y[7], x[2, 9] = np.nan, np.inf
+    got = ensemble_statistics(x, y).crps_fair
+    assert np.flatnonzero(~np.isfinite(got)).tolist() == [7, 9]
+    np.testing.assert_array_equal(np.delete(got, [7, 9]), np.delete(clean, [7, 9]))
+
+
+def test_a_single_member_has_an_absolute_error_and_no_fair_crps() -> None:
+    got = ensemble_statistics(np.array([[3.0]]), np.array([1.0]))
+    assert got.skill.tolist() == [2.0]
+    assert np.isnan(got.variance).all()
+    with pytest.raises(ValueError, match="at least 2 members"):
+        _ = got.crps_fair
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (4,), (0, 4), ()])
+def test_shapes_that_do_not_match_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="values must have shape"):
+        ensemble_statistics(np.zeros(shape), np.zeros(4))
+
+
+def test_scoringrules_agrees_on_both_estimators() -> None:
+    peer = pytest.importorskip("scoringrules")
+    rng = np.random.default_rng(7)
+    x, y = normal(rng, 13, 200), normal(rng, 200)
+    got = ensemble_statistics(x, y)
+    for name, estimator in {"crps_fair": "fair", "crps_biased": "nrg"}.items():
+        expected = peer.crps_ensemble(y, x, m_axis=0, estimator=estimator, backend="numpy")
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=1e-13)

@@ -1,0 +1,143 @@
+"""Data: simulate the planet, convert it to training stores, run the two reference ensembles."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from wx_data import Statistics, Store, compute_statistics, convert, open_source
+from wx_data.nature import NatureConfig, ensemble, load_states, run as nature_run
+
+from recipes.forecaster.settings import Settings
+
+PERFECT, OPERATIONAL = "perfect model", "operational"
+
+
+def data(settings: Settings, run: Path, *, progress: bool = True) -> None:
+    """Fill `run` with `nature.zarr`, `train.store`, `test.store` and the ensembles; what is there is kept."""
+    in_parallel(settings.threads, simulate, settings, run, progress)
+    source = open_source(run / "nature.zarr")
+    first_test = settings.periods[-1][0]
+    for name, chosen in (("train", source.times < first_test), ("test", source.times >= first_test)):
+        convert(
+            source,
+            run / f"{name}.store",
+            times=source.times[chosen],
+            channels=settings.nature.channels,
+            progress=progress,
+        )
+    store = Store(run / "train.store")
+    try:
+        Statistics.load(store.path).residual(settings.step_hours)
+    except (FileNotFoundError, KeyError):
+        statistics = compute_statistics(store, leads=(settings.step_hours,))
+        statistics.save(store.path / "_wx" / "stats.parquet")
+    in_parallel(settings.threads, simulate_ensembles, settings, run, progress)
+
+
+def simulate(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:
+    """One process's share of the years, and the full states from which ensembles start."""
+    nature_run(
+        settings.nature,
+        run / "nature.zarr",
+        settings.periods,
+        restart_times=np.concatenate([settings.init_times, _pool_times(settings)]),
+        part=part,
+        device=settings.device,
+        progress=progress,
+    )
+
+
+def simulate_ensembles(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:
+    """One process's share of the perfect-model and the operational ensemble."""
+    folder = run / "nature.zarr.restarts"
+    states, pool = load_states(folder, settings.init_times), load_states(folder, _pool_times(settings))
+    for name, config, size in ensembles(settings):
+        ensemble(
+            config,
+            ensemble_path(run, name),
+            states,
+            members=settings.members,
+            days=settings.forecast_days,
+            seed=settings.seed,
+            perturbation=size,
+            pool=pool,
+            truth=settings.nature,
+            part=part,
+            device=settings.device,
+            progress=progress,
+        )
+
+
+def ensembles(settings: Settings) -> list[tuple[str, NatureConfig, float]]:
+    """Name, model and size of the initial error of the reference ensembles."""
+    return [
+        (PERFECT, settings.nature, settings.perturbation),
+        (OPERATIONAL, settings.operational, settings.analysis_error),
+    ]
+
+
+def ensemble_path(run: Path, name: str) -> Path:
+    """Where an ensemble is written."""
+    return run / f"{name.replace(' ', '_')}.zarr"
+
+
+def _pool_times(settings: Settings) -> np.ndarray:
+    """The calendar days of the forecasts in the training years: differences there perturb the ensembles."""
+    since = settings.init_times - settings.periods[-1][0]
+    starts = np.array([start for start, _ in settings.periods[:-1]])
+    return np.sort((starts[:, None] + since[None, :]).ravel())
+
+
+def in_parallel(
+    parts: int,
+    work: Callable[[Settings, Path, tuple[int, int], bool], None],
+    settings: Settings,
+    run: Path,
+    progress: bool,
+) -> None:
+    """Run `work` in processes of one thread each: at these sizes faster than one process with all threads.
+
+    Raises:
+        RuntimeError: a part failed; its own error stands above.
+    """
+    if settings.device != "cpu":
+        parts = 1
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_part, args=(work, settings, run, (i, parts), progress and i == 0, os.getpid()))
+        for i in range(parts)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [i for i, process in enumerate(processes) if process.exitcode]
+    if failed:
+        raise RuntimeError(f"part {failed} of {parts} of {work.__name__} failed; its error stands above")
+
+
+def _part(
+    work: Callable[[Settings, Path, tuple[int, int], bool], None],
+    settings: Settings,
+    run: Path,
+    part: tuple[int, int],
+    progress: bool,
+    parent: int,
+) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    work(settings, run, part, progress)
+
+
+def _end_with(parent: int) -> None:
+    """A parent that was killed cannot stop its children, and a rerun must not find them still writing."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

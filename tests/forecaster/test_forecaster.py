@@ -1,0 +1,124 @@
+"""The assembled forecaster, end to end on seconds of data: every step, interrupted steps, real files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from wx_data import Store, open_forecast
+from wx_eval import Records
+
+from recipes.forecaster.forecast import forecast, issue
+from recipes.forecaster.settings import Settings
+from recipes.forecaster.train import load, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_settings_round_trip_and_reject_what_they_do_not_know(settings: Settings) -> None:
+    assert Settings.from_dict(settings.to_dict()) == settings
+    changed = settings.changed(["steps=7", "nature.friction_days=2", "estimator=edm"])
+    assert (changed.steps, changed.nature.friction_days, changed.estimator) == (7, 2, "edm")
+    with pytest.raises(ValueError, match="unknown setting 'stepz'"):
+        settings.changed(["stepz=7"])
+    with pytest.raises(ValueError, match="steps=many"):
+        settings.changed(["steps=many"])
+
+
+def test_training_years_and_test_year_do_not_touch(settings: Settings, run: Path) -> None:
+    past, truth = Store(run / "train.store"), Store(run / "test.store")
+    assert past.times[-1] + np.timedelta64(30, "h") <= truth.times[0]
+    assert len(past.gaps) == settings.train_years - 1
+    assert settings.init_times.min() - np.timedelta64(settings.step_hours, "h") >= truth.times[0]
+
+
+def test_forecast_is_a_cf_store_that_plain_xarray_reads(settings: Settings, run: Path) -> None:
+    data = xr.open_zarr(run / "forecast.zarr", chunks=None)
+    fields = data["forecast"]
+    assert fields.dims == ("init_time", "lead_time", "member", "channel", "latitude", "longitude")
+    assert fields.shape == (3, 2, 3, 18, 33, 64)
+    assert data.attrs["Conventions"].startswith("CF-")
+    assert "simulated planet" in data.attrs["comment"]
+    assert data["init_time"].attrs["standard_name"] == "forecast_reference_time"
+    assert (data["latitude"].values[[0, -1]] == [90, -90]).all()
+    np.testing.assert_array_equal(data["init_time"].values, settings.init_times.astype("datetime64[ns]"))
+    assert np.isfinite(fields.values).all()
+
+
+def test_scores_hold_every_model_start_and_lead(settings: Settings, run: Path) -> None:
+    records = Records.from_parquet(run / "scores.parquet")
+    assert len(records.models) == 5
+    assert len(records.init_times) == settings.starts
+    assert len(records.lead_times) == len(settings.leads)
+    assert len(records.channels) == 18
+    page = (run / "report.html").read_text()
+    for heading in ("Against climatology", "Fair CRPS", "Spread / skill", "Power spectra", "Settings"):
+        assert heading in page
+    assert "simulated planet" in page
+
+
+def test_perfect_model_beats_persistence(run: Path) -> None:
+    """Order of trust: the truth's own model must be far better than no forecast at all."""
+    table = Records.from_parquet(run / "scores.parquet").select(region="global").to_xarray()
+    crps = table["crps_fair"].mean("init_time").isel(region=0, lead_time=0)
+    ratio = crps.sel(model="perfect model") / crps.sel(model="persistence")
+    assert float(ratio.sel(channel="z500")) < 0.5
+
+
+def test_a_member_does_not_depend_on_the_ensemble_it_is_in(settings: Settings, run: Path) -> None:
+    parts, trained = load(settings, run)
+    init = settings.init_times[0]
+    times = np.array([init - np.timedelta64(settings.step_hours, "h"), init])
+    states = torch.from_numpy(Store(run / "test.store").read(times).values)
+    two, three = (list(issue(parts, trained, states, init, members))[-1] for members in (2, 3))
+    scale = three.std(dim=(0, 2, 3), keepdim=True)
+    torch.testing.assert_close(two / scale, three[:2] / scale, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["interpolant", "edm"])
+def test_every_estimator_goes_through_the_same_steps(
+    estimator: str, settings: Settings, run: Path, tmp_path: Path
+) -> None:
+    other = replace(settings, estimator=estimator, steps=3, projector_steps=2)
+    for name in ("train.store", "test.store"):
+        (tmp_path / name).symlink_to(run / name)
+    train(other, tmp_path, progress=False)
+    forecast(other, tmp_path, progress=False)
+    fields = open_forecast(tmp_path / "forecast.zarr")["forecast"].values
+    assert np.isfinite(fields).all()
+    assert (fields.std(axis=2) > 0).any()
+
+
+KILLS = {
+    "data": lambda run: any((run / "nature.zarr.progress").glob("part-*.npz")),
+    "conversion": lambda run: len(list((run / "train.store" / "data").glob("c.*"))) > 20,
+    "projector": lambda run: (run / "model" / "projector.checkpoint").exists(),
+    "network": lambda run: (run / "model" / "network.checkpoint").exists(),
+    "forecast": lambda run: any((run / "forecast.zarr" / "forecast").glob("c.*")),
+}
+
+
+def test_killed_anywhere_and_run_again_gives_the_same_scores(settings: Settings, run: Path, tmp_path: Path) -> None:
+    settings.keep(tmp_path)
+    command = [sys.executable, "-m", "recipes.forecaster", "run", "--out", str(tmp_path), "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = []
+    for name, reached in KILLS.items():
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not reached(tmp_path):
+                time.sleep(0.001)
+            process.send_signal(signal.SIGKILL)
+        killed.append(name if process.returncode == -signal.SIGKILL else f"{name}: ended before")
+    assert killed == list(KILLS)
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found, expected = (Records.from_parquet(folder / "scores.parquet") for folder in (tmp_path, run))
+    assert found == expected

@@ -1,0 +1,66 @@
+"""Two gloo ranks, the grid in two bands of latitude: the forecast of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from wx_data import Store
+from wx_estimators import Key
+
+from recipes.forecaster.assemble import forecaster
+from recipes.forecaster.parallelize import row_sizes, shard_rows, sharded_forecaster
+from recipes.forecaster.settings import Settings
+from recipes.forecaster.train import load
+
+
+def test_bands_hold_whole_patches_and_every_row() -> None:
+    assert row_sizes(33, 2, 2) == [16, 17]
+    assert row_sizes(721, 4, 3) == [240, 240, 241]
+    assert row_sizes(5, 2, 4) == [0, 2, 2, 1]
+
+
+def test_two_ranks_give_the_forecast_of_one(settings: Settings, run: Path, tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(2, settings, run, tmp_path), nprocs=2)
+    parts, trained = load(settings, run)
+    previous, current, times, key = _start(settings, run)
+    model = forecaster(parts, trained)
+    with torch.inference_mode():
+        states = list(model.rollout(model.start(previous, current), times, key, steps=2))
+    for step, state in enumerate(states):
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{rank}-{step}.pt", weights_only=True)
+            difference = (found - state.current).abs().max() / state.current.abs().max()
+            assert difference < 1e-5, f"rank {rank}, step {step}: {difference:.1e}"
+
+
+def _start(settings: Settings, run: Path) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, Key]:
+    """Two starts of two members, as rows."""
+    parts, _ = load(settings, run)
+    truth, inits = Store(run / "test.store"), settings.init_times[:2]
+    before = inits - np.timedelta64(settings.step_hours, "h")
+    previous, current = (
+        parts.space.encode(torch.from_numpy(truth.read(times).values)).repeat_interleave(2, 0)
+        for times in (before, inits)
+    )
+    return previous, current, inits.repeat(2), Key.from_times(settings.seed, inits, range(2)).rows()
+
+
+def _rank(rank: int, world: int, settings: Settings, run: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", (world,))
+    parts, trained = load(settings, run)
+    previous, current, times, key = _start(settings, run)
+    patch = settings.downsampling[0]
+    model = sharded_forecaster(parts, trained, mesh)
+    with torch.inference_mode():
+        start = model.start(shard_rows(previous, mesh, patch), shard_rows(current, mesh, patch))
+        for step, state in enumerate(model.rollout(start, times, key, steps=2)):
+            assert state.current.to_local().shape[2] == row_sizes(33, patch, world)[rank]
+            torch.save(state.current.full_tensor(), out / f"{rank}-{step}.pt")
+    dist.destroy_process_group()
