@@ -7,6 +7,7 @@ import functools
 import platform
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ def microseconds(call: Callable[[], object]) -> float:
     return best / CALLS * 1e6
 
 
-def cases(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> dict[str, Callable[[], object]]:
+def cases(x: Any, weight: torch.Tensor, scale: torch.Tensor) -> dict[str, Callable[[], object]]:
     """Returns the calls to time; no one of them communicates in its forward pass."""
     return {
         "x + x": lambda: x + x,
@@ -52,16 +53,23 @@ def main() -> None:
     for gradient in (False, True):
         x = torch.randn(8, 8)
         weight, scale = (torch.randn(*shape, requires_grad=gradient) for shape in ((8, 8), (8,)))
-        sharded = ShardTensor.from_local(x.chunk(mesh.size())[mesh.get_local_rank()].clone(), mesh, [Shard(0)])
+        sharded = ShardTensor.from_local(
+            x.chunk(mesh.size())[mesh.get_local_rank()].clone(), mesh, [Shard(0)]
+        )
         distributed: DTensor = distribute_tensor(x, mesh, [Shard(0)])
         everywhere = functools.partial(distribute_tensor, device_mesh=mesh, placements=[Replicate()])
-        inputs = (x, weight, scale), (sharded, weight, scale), (distributed, everywhere(weight), everywhere(scale))
+        inputs = (
+            (x, weight, scale),
+            (sharded, weight, scale),
+            (distributed, everywhere(weight), everywhere(scale)),
+        )
         for tensor, *weights in inputs:
             tensor.requires_grad_(gradient)
             for name, call in cases(tensor, *weights).items():
                 results.setdefault(f"{name}, grad" if gradient else name, []).append(microseconds(call))
     if dist.get_rank() == 0:
-        print(f"torch {torch.__version__}, {mesh.size()} ranks, {torch.get_num_threads()} thread, {platform.machine()}")
+        threads = torch.get_num_threads()
+        print(f"torch {torch.__version__}, {mesh.size()} ranks, {threads} thread(s), {platform.machine()}")
         print(f"{'microseconds per call':<24}{'plain':>10}{'ShardTensor':>14}{'DTensor':>10}")
         for name, (plain, ours, theirs) in results.items():
             print(f"{name:<24}{plain:>10.1f}{ours:>14.1f}{theirs:>10.1f}")

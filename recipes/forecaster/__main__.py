@@ -24,15 +24,15 @@ STEPS: dict[str, Callable[..., None]] = {"data": data, "train": train, "forecast
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one step of an experiment, or all of them."""
     parser = argparse.ArgumentParser(prog="python -m recipes.forecaster", description=__doc__)
-    parser.add_argument("step", choices=[*STEPS, "run", "real"], help="one step, all in order, or a real file")
+    parser.add_argument("step", choices=[*STEPS, "run", "real"], help="one, all in order, or a real file")
     parser.add_argument("--out", type=Path, default=Path("runs/default"), help="run folder")
     parser.add_argument("--preset", choices=PRESETS, default=None, help="settings to start from")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     files = parser.add_argument_group("real")
-    files.add_argument("--file", type=Path, help="NetCDF, GRIB or Zarr with an analysis of the real atmosphere")
-    files.add_argument("--fill", choices=["none", "climatology"], default="none", help="for channels it lacks")
-    files.add_argument("--history", choices=["required", "persist"], default="required", help="the earlier state")
+    files.add_argument("--file", type=Path, help="NetCDF, GRIB or Zarr with a real analysis")
+    files.add_argument("--fill", choices=["none", "climatology"], default="none", help="of absent channels")
+    files.add_argument("--history", choices=["required", "persist"], default="required", help="earlier state")
     files.add_argument("--member", type=int, help="member of an ensemble file")
     options = parser.parse_args(arguments)
     if options.step == "real" and options.file is None:

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from recipes.forecaster.settings import FORCINGS, Settings
+from recipes.forecaster.space import Space
 from wx_data import Forcings, Grid, Statistics, Store
 from wx_estimators import (
     CRPS,
@@ -28,9 +31,6 @@ from wx_models import (
     LocalProjector,
     LocalProjectorConfig,
 )
-
-from recipes.forecaster.settings import FORCINGS, Settings
-from recipes.forecaster.space import Space
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,7 +143,9 @@ def estimator(settings: Settings, pairs: tuple[Tensor, Tensor] | None = None) ->
     return EDM(steps=settings.sampler_steps, sigma_data=sigma)
 
 
-def forecaster(parts: Parts, trained: Estimator, sampler: Any = None, projector: Any = None) -> LatentForecaster[Key]:
+def forecaster(
+    parts: Parts, trained: Estimator, *, sampler: Any = None, projector: Any = None
+) -> LatentForecaster[Key]:
     """Connect trained parts; another sampler or projector may stand in, e.g. a sharded one."""
     device = parts.downsample.row_weights.device
     return LatentForecaster(
@@ -155,4 +157,3 @@ def forecaster(parts: Parts, trained: Estimator, sampler: Any = None, projector:
         forcing=parts.forcings,
         interval=np.timedelta64(parts.settings.step_hours, "h"),
     )
-

@@ -1,4 +1,4 @@
-"""Checkpoints without pickled code: one safetensors file, its JSON header holds everything that is not a tensor."""
+"""Checkpoints without pickled code: a safetensors file whose JSON header holds all that is not a tensor."""
 
 from __future__ import annotations
 
@@ -83,4 +83,5 @@ def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """The tensors whose names start with `prefix.`, without it."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

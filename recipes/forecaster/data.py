@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from wx_data import Statistics, Store, compute_statistics, convert, open_source
-from wx_data.nature import NatureConfig, ensemble, load_states, run as nature_run
 
 from recipes.forecaster.settings import Settings
+from wx_data import Statistics, Store, compute_statistics, convert, open_source
+from wx_data.nature import NatureConfig, ensemble, load_states
+from wx_data.nature import run as nature_run
 
 PERFECT, OPERATIONAL = "perfect model", "operational"
 
@@ -109,9 +110,9 @@ def in_parallel(
     """
     if settings.device != "cpu":
         parts = 1
-    context = multiprocessing.get_context("spawn")
+    context, parent = multiprocessing.get_context("spawn"), os.getpid()
     processes = [
-        context.Process(target=_part, args=(work, settings, run, (i, parts), progress and i == 0, os.getpid()))
+        context.Process(target=_part, args=(work, settings, run, (i, parts), progress and i == 0, parent))
         for i in range(parts)
     ]
     for process in processes:

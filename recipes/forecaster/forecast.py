@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from wx_data import ForecastWriter, Store
-from wx_estimators import Estimator, Key
 
 from recipes.forecaster.assemble import Parts, forecaster
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load
+from wx_data import ForecastWriter, Store
+from wx_estimators import Estimator, Key
 
 DISCLAIMER = (
     "Trained on a simulated planet (wx_data.nature): a test of methods. A forecast for the real atmosphere "
@@ -31,7 +31,13 @@ def forecast(settings: Settings, run: Path, *, progress: bool = True) -> None:
 
 
 def write(
-    parts: Parts, trained: Estimator, analyses: Any, init_times: np.ndarray, out: Path, *, progress: bool = True
+    parts: Parts,
+    trained: Estimator,
+    analyses: Any,
+    init_times: np.ndarray,
+    out: Path,
+    *,
+    progress: bool = True,
 ) -> Path:
     """Forecast from the analyses at `init_times` and one step before; resumes by initial time.
 

@@ -1,24 +1,25 @@
 """Domain parallelism: the grid in bands of latitude, applied to a model from outside.
 
 The full-resolution state lives in row shards; the projector, where the memory is, runs on them with one halo
-exchange per block. The latent is small: it is replicated, and every rank draws the same residual from the same
-key.
+exchange per block. The latent is small: it is replicated, and every rank draws the same residual from the
+same key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-import shardtensor as st
-import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
+
+import shardtensor as st
+from recipes.forecaster.assemble import Parts, forecaster
 from wx_estimators import BoundSampler, Estimator, Key, bind
 from wx_models import LatentForecaster, neighborhood_attention
-
-from recipes.forecaster.assemble import Parts, forecaster
 
 _ROWS = 2
 
@@ -27,7 +28,7 @@ def row_sizes(rows: int, patch: int, ranks: int) -> list[int]:
     """Rows of each rank, in whole patches as far as possible: no patch is computed twice."""
     patches = -(-rows // patch)
     bounds = [min(rows, patch * (patches * rank // ranks)) for rank in range(ranks + 1)]
-    return [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
 def shard_rows(fields: Tensor, mesh: DeviceMesh, patch: int) -> st.ShardTensor:
@@ -35,19 +36,17 @@ def shard_rows(fields: Tensor, mesh: DeviceMesh, patch: int) -> st.ShardTensor:
     sizes = row_sizes(fields.shape[_ROWS], patch, mesh.size())
     start = sum(sizes[: mesh.get_local_rank()])
     local = fields.narrow(_ROWS, start, sizes[mesh.get_local_rank()])
-    return st.ShardTensor.from_local(local, mesh, [Shard(_ROWS)], sharding_shapes={0: sizes})
+    return st.ShardTensor.from_local(local, mesh, [Shard(_ROWS)], sizes=sizes)
 
 
 def sharded_forecaster(parts: Parts, trained: Estimator, mesh: DeviceMesh) -> LatentForecaster[Key]:
     """The forecaster of `assemble`, for states made by `shard_rows`."""
-    st.ShardTensor.register_function_handler(neighborhood_attention, st.neighborhood_handler)
-    latent_rows = row_sizes(parts.grid.shape[0], parts.settings.downsampling[0], mesh.size())
-    sizes = [-(-rows // parts.settings.downsampling[0]) for rows in latent_rows]
+    st.register_function_handler(neighborhood_attention, st.neighborhood_handler)
     return forecaster(
         parts,
         trained,
         sampler=_ReplicatedSampler(bind(trained, parts.network), mesh),
-        projector=_BandProjector(parts, mesh, sizes),
+        projector=_BandProjector(parts, mesh),
     )
 
 
@@ -56,7 +55,7 @@ class _ReplicatedSampler:
     sampler: BoundSampler
     mesh: DeviceMesh
 
-    def sample(self, base: st.ShardTensor, cond: Mapping[str, st.ShardTensor], key: Key, /) -> st.ShardTensor:
+    def sample(self, base: Any, cond: Mapping[str, Any], key: Key, /) -> Any:
         plain = {name: _whole(value) for name, value in cond.items()}
         residual = self.sampler.sample(_whole(base), plain, key)
         return st.ShardTensor.from_local(residual, self.mesh, [Replicate()])
@@ -64,12 +63,13 @@ class _ReplicatedSampler:
 
 @dataclass(frozen=True, eq=False)
 class _BandProjector:
+    """The unchanged projector, called with fields in bands."""
+
     parts: Parts
     mesh: DeviceMesh
-    latent_sizes: list[int]
 
-    def project(self, residual: st.ShardTensor, state: st.ShardTensor, forcing: Tensor, /) -> st.ShardTensor:
-        bands = shard_rows(forcing, self.mesh, self.parts.settings.downsampling[0])
+    def project(self, residual: Any, state: Any, forcing: Any, /) -> Any:
+        bands: Any = shard_rows(forcing, self.mesh, self.parts.settings.downsampling[0])
         return self.parts.projector.project(residual, state, bands)
 
 

@@ -1,4 +1,4 @@
-"""The same forecaster on files of the real atmosphere: units, grids and gaps are handled, skill is not claimed."""
+"""The same forecaster on files of the real atmosphere: units, grids and gaps handled, no skill claimed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from wx_data import Source, SourceError, Statistics, Store, open_forecast, open_source
-from wx_eval import Map, Report
 
 from recipes.forecaster.forecast import DISCLAIMER, write
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load
+from wx_data import SourceError, Statistics, Store, open_forecast, open_source
+from wx_eval import Map, Report
 
 
 def real(
@@ -34,8 +34,8 @@ def real(
         run: a trained run.
         file: NetCDF, GRIB or Zarr.
         out: folder for `forecast.zarr` and `report.html`.
-        fill: "climatology" replaces channels that the file lacks by their training mean, and says so in the output.
-        history: "persist" uses the analysis for the earlier state too, where the file holds only one time.
+        fill: "climatology" replaces channels that the file lacks by their training mean and records it.
+        history: "persist" uses the analysis for the earlier state too, where the file has only one time.
         member: number of the member, where the file holds an ensemble.
         progress: show a bar.
 
@@ -44,7 +44,7 @@ def real(
     """
     parts, trained = load(settings, run)
     means = dict(zip(parts.channels, Statistics.load(Store(run / "train.store").path).mean, strict=True))
-    source: Source = open_source(
+    source: Any = open_source(
         file,
         channels=parts.channels,
         grid=parts.grid,
@@ -57,8 +57,9 @@ def real(
     if earlier not in source.times:
         if history == "required":
             raise SourceError(
-                f"{file}: the forecaster needs the states at {init} and {settings.step_hours} h before; the file holds "
-                f'{len(source.times)} times from {source.times[0]}. history="persist" uses the last state twice'
+                f"{file}: the forecaster needs the states at {init} and {settings.step_hours} h before; "
+                f"the file has {len(source.times)} times from {source.times[0]}. "
+                'history="persist" repeats the last one'
             )
         source = _Still(source)
     store = write(parts, trained, source, np.array([init]), out / "forecast.zarr", progress=progress)
@@ -77,7 +78,8 @@ class _Still:
         return {**self.source.provenance, "history": "the last state stands for the earlier one"}
 
     def read(self, times: Any, channels: Any) -> xr.DataArray:
-        return self.source.read(np.repeat(self.source.times[-1:], len(times)), channels)
+        states: xr.DataArray = self.source.read(np.repeat(self.source.times[-1:], len(times)), channels)
+        return states
 
 
 def _page(forecast: xr.Dataset, provenance: dict[str, Any], file: Path) -> Report:
@@ -94,6 +96,8 @@ def _page(forecast: xr.Dataset, provenance: dict[str, Any], file: Path) -> Repor
             members = fields.sel(channel=channel, lead_time=lead).values
             for title, field in (("ensemble mean", members.mean(0)), ("spread", members.std(0, ddof=1))):
                 latitude, longitude = fields["latitude"].values, fields["longitude"].values
-                panels.append(Map(title=f"{title}, +{lead}", field=field, latitude=latitude, longitude=longitude))
+                panels.append(
+                    Map(title=f"{title}, +{lead}", field=field, latitude=latitude, longitude=longitude)
+                )
         page.maps(channel, panels, shared=False)
     return page

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from wx_data.nature import NatureConfig, operational
 
 from recipes.forecaster.checkpoint import check_same
+from wx_data.nature import NatureConfig, operational
 
 Estimator = Literal["crps", "interpolant", "edm"]
 ESTIMATORS: tuple[Estimator, ...] = ("crps", "interpolant", "edm")
@@ -34,8 +34,8 @@ class Settings:
         starts: forecasts, spread evenly over the test year.
         members: ensemble size.
         climate_members: size of the climatological ensemble, drawn from the training years.
-        perturbation: initial perturbation of the perfect-model ensemble, in climatological standard deviations.
-        analysis_error: the same for the operational ensemble, whose analysis is imperfect.
+        perturbation: initial error of the perfect-model ensemble, in climatological standard deviations.
+        analysis_error: the same for the operational ensemble, with its imperfect analysis.
         downsampling: full-grid points per latent point (rows, columns).
         latent_patch: latent points per token of the latent network.
         latent_width, latent_depth, latent_heads: size of the latent network.
@@ -153,8 +153,8 @@ class Settings:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
         """Inverse of `to_dict`."""
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        nature = {name: tuple(v) if isinstance(v, list) else v for name, v in values["nature"].items()}
+        values: dict[str, Any] = {name: _plain(value) for name, value in data.items()}
+        nature: dict[str, Any] = {name: _plain(value) for name, value in data["nature"].items()}
         return cls(**{**values, "nature": NatureConfig(**nature)})
 
     def changed(self, assignments: list[str]) -> Settings:
@@ -166,12 +166,14 @@ class Settings:
         settings = self
         for assignment in assignments:
             name, _, text = assignment.partition("=")
-            owner, leaf = (settings.nature, name[7:]) if name.startswith("nature.") else (settings, name)
+            inner = name.startswith("nature.")
+            owner: Any = settings.nature if inner else settings
+            leaf = name.removeprefix("nature.")
             known = {f.name for f in fields(owner)}
             if leaf not in known or leaf == "nature":
                 raise ValueError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
             new = replace(owner, **{leaf: _parse(name, text, getattr(owner, leaf))})
-            settings = new if owner is settings else replace(settings, nature=new)
+            settings = replace(settings, nature=new) if inner else new
         return settings
 
     def keep(self, run: Path) -> None:
@@ -186,6 +188,10 @@ class Settings:
         os.replace(partial, path)
 
 
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _parse(name: str, text: str, now: Any) -> Any:
     if isinstance(now, str):
         return text
@@ -193,7 +199,7 @@ def _parse(name: str, text: str, now: Any) -> Any:
         value = json.loads(text)
     except json.JSONDecodeError:
         raise ValueError(f"{name}={text}: expected a value like {json.dumps(now)}") from None
-    value = tuple(value) if isinstance(value, list) else value
+    value = _plain(value)
     fits = isinstance(value, (int, float)) if isinstance(now, float) else type(value) is type(now)
     if not fits:
         raise ValueError(f"{name}={text}: expected a value like {json.dumps(now)}")

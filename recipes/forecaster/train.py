@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from tqdm.auto import tqdm
-from wx_data import Loader, Statistics, Store, TimeWindow
-from wx_estimators import EMA, Batch, Estimator, Key, estimator_from_dict
 
 from recipes.forecaster import checkpoint
 from recipes.forecaster.assemble import Parts, build, estimator
 from recipes.forecaster.settings import Settings
+from wx_data import Loader, Statistics, Store, TimeWindow
+from wx_estimators import EMA, Batch, Estimator, Key, estimator_from_dict
 
 _CACHE_BYTES = 4 << 30
+_MOMENT_BATCHES = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +42,16 @@ LossFunction = Callable[[Sample, int], Tensor]
 def train(settings: Settings, run: Path, *, progress: bool = True) -> None:
     """Fit both networks on `run/train`; finished ones are kept."""
     parts, loader = _prepare(settings, run)
-    fit("projector", parts.projector, settings.projector_steps, _projector_loss(parts), parts, loader, run, progress)
+    fit(
+        "projector",
+        parts.projector,
+        settings.projector_steps,
+        _projector_loss(parts),
+        parts,
+        loader,
+        run,
+        progress,
+    )
     trained = _estimator(parts, loader, run)
     loss = _estimator_loss(parts, trained)
     fit("network", parts.network, settings.steps, loss, parts, loader, run, progress)
@@ -119,7 +129,7 @@ class _Training:
             optimizer.param_groups[0]["lr"] = peak * rate
             optimizer.zero_grad(set_to_none=True)
         value = loss(sample)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0, error_if_nonfinite=True)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -147,7 +157,8 @@ class _Training:
 
 def optimizers(network: nn.Module, settings: Settings) -> list[Optimizer]:
     """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, weight in network.named_parameters():
         inner = name.startswith("blocks.") and weight.ndim == 2 and "modulation" not in name
         (matrices if inner else others).append(weight)
@@ -200,7 +211,8 @@ def _projector_loss(parts: Parts) -> LossFunction:
         del step
         truth = space.residual(sample.current, sample.target)
         out = parts.projector.project(parts.downsample(truth), sample.current, sample.forcing)
-        return ((out.float() - truth).abs() * area).mean()
+        error: Tensor = ((out - truth).abs() * area).mean()
+        return error
 
     return loss
 
@@ -211,7 +223,8 @@ def _estimator_loss(parts: Parts, trained: Estimator) -> LossFunction:
     def loss(sample: Sample, step: int) -> Tensor:
         base, target, cond = _latents(parts, sample)
         key = Key(parts.settings.seed, sample.hours, torch.zeros(1, dtype=torch.int64)).sub("train", step)
-        return trained.loss(parts.network, Batch(base=base, target=target, cond=cond, weight=weight), key).loss
+        batch = Batch(base=base, target=target, cond=cond, weight=weight)
+        return trained.loss(parts.network, batch, key).loss
 
     return loss
 
@@ -229,7 +242,8 @@ def _estimator(parts: Parts, loader: Loader, run: Path) -> Estimator:
     path = run / "model" / "estimator.json"
     if not path.exists():
         loader.load_state_dict(loader.state_dict() | {"epoch": 0, "samples": 0})
-        pairs = [_latents(parts, sample)[:2] for sample, _ in zip(_samples(parts, loader), range(8), strict=False)]
+        samples = zip(_samples(parts, loader), range(_MOMENT_BATCHES), strict=False)
+        pairs = [_latents(parts, sample)[:2] for sample, _ in samples]
         made = estimator(parts.settings, (torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])))
         path.write_text(json.dumps(made.to_dict()))
     return estimator_from_dict(json.loads(path.read_text()))
@@ -251,6 +265,18 @@ def _final(run: Path, name: str) -> Path:
 def _identity(parts: Parts, network: Any) -> dict[str, Any]:
     """What a checkpoint belongs to: the network, the training settings, and the data's normalisation."""
     settings = parts.settings.to_dict()
-    for name in ("members", "climate_members", "starts", "forecast_days", "scorecard_days", "checkpoint_seconds", "threads"):
+    for name in (
+        "members",
+        "climate_members",
+        "starts",
+        "forecast_days",
+        "scorecard_days",
+        "checkpoint_seconds",
+        "threads",
+    ):
         settings.pop(name)
-    return {"network": network.config.to_dict(), "channels": list(parts.channels), "space": parts.space.to_dict()} | settings
+    return {
+        "network": network.config.to_dict(),
+        "channels": list(parts.channels),
+        "space": parts.space.to_dict(),
+    } | settings

@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
+
+from recipes.forecaster.data import OPERATIONAL, PERFECT, ensemble_path
+from recipes.forecaster.forecast import DISCLAIMER
+from recipes.forecaster.settings import Settings
 from wx_data import Store, open_forecast
 from wx_eval import (
     Chunk,
     Comparison,
+    Map,
     Records,
     Report,
     climatology,
@@ -22,11 +27,6 @@ from wx_eval import (
     power_spectrum,
     scores,
 )
-from wx_eval import Map
-
-from recipes.forecaster.data import OPERATIONAL, PERFECT, ensemble_path
-from recipes.forecaster.forecast import DISCLAIMER
-from recipes.forecaster.settings import Settings
 
 CLIMATOLOGY, PERSISTENCE = "climatology", "persistence"
 BASELINES = (CLIMATOLOGY, PERSISTENCE, OPERATIONAL, PERFECT)
@@ -39,10 +39,11 @@ def verify(settings: Settings, run: Path, *, progress: bool = True) -> None:
     records = score(settings, run, progress)
     records.to_parquet(run / "scores.parquet")
     cards = scorecards(settings, records)
-    lines = summary(settings, records, cards)
-    _report(settings, run, records, cards, lines).write(run / "report.html")
-    print("\n".join(lines), flush=True)
-    print(f"report: {run / 'report.html'}")
+    result = summary(settings, records, cards)
+    _report(settings, run, records, cards, result).write(run / "report.html")
+    for row in result:
+        print("\n  ".join(f"{name}: {value}" for name, value in row.items()))
+    print(f"report: {run / 'report.html'}", flush=True)
 
 
 def forecaster_name(settings: Settings) -> str:
@@ -121,39 +122,44 @@ def scorecards(settings: Settings, records: Records) -> dict[str, Comparison]:
     }
 
 
-def summary(settings: Settings, records: Records, cards: dict[str, Comparison]) -> list[str]:
-    """The result in sentences, good and bad."""
+def summary(settings: Settings, records: Records, cards: dict[str, Comparison]) -> list[dict[str, str]]:
+    """The result, good and bad: one row per lead time, one column per baseline."""
     table = scores(records.select(region="global")).sel(region="global", model=forecaster_name(settings))
-    lines = []
+    rows = []
     for day in settings.scorecard_days:
         lead = np.timedelta64(24 * day, "h")
-        ratio = table["spread_skill_debiased"].sel(lead_time=lead).to_series()
-        parts = [f"day {day}: fair CRPS better than"]
+        row = {"lead time": f"day {day}"}
         for name, card in cards.items():
-            cells = [cell for cell in card.cells if cell.lead_time == lead]
-            better = [cell for cell in cells if cell.difference < 0]
-            sure = sum(cell.significant for cell in better)
-            share = np.mean([cell.score_a / cell.score_b for cell in cells])
-            worse = [cell.channel for cell in cells if cell.difference >= 0]
-            tail = f", not in {' '.join(worse)}" if 0 < len(worse) <= 4 else ""
-            parts.append(
-                f"  {name} in {len(better)} of {len(cells)} channels ({sure} significantly; "
-                f"mean ratio {share:.2f}){tail}"
-            )
-        parts.append(
-            f"  debiased spread/skill {ratio.mean():.2f}, {ratio.min():.2f} ({ratio.idxmin()}) to "
-            f"{ratio.max():.2f} ({ratio.idxmax()})"
-        )
-        lines.append("\n".join(parts))
-    return lines
+            row[f"fair CRPS better than {name}"] = _standing(card, lead)
+        ratio = table["spread_skill_debiased"].sel(lead_time=lead).to_series()
+        low, high = f"{ratio.min():.2f} ({ratio.idxmin()})", f"{ratio.max():.2f} ({ratio.idxmax()})"
+        row["debiased spread/skill"] = f"{ratio.mean():.2f}, from {low} to {high}"
+        rows.append(row)
+    return rows
+
+
+def _standing(card: Comparison, lead: np.timedelta64) -> str:
+    """How many channels are better, how sure that is, by how much, and which are not."""
+    cells = [cell for cell in card.cells if cell.lead_time == lead]
+    better = [cell for cell in cells if cell.difference < 0]
+    sure = sum(cell.significant for cell in better)
+    share = np.mean([cell.score_a / cell.score_b for cell in cells])
+    worse = [cell.channel for cell in cells if cell.difference >= 0]
+    tail = f"; not {' '.join(worse)}" if 0 < len(worse) <= 6 else ""
+    return f"{len(better)} of {len(cells)} channels, {sure} significantly (mean ratio {share:.2f}){tail}"
 
 
 def _report(
-    settings: Settings, run: Path, records: Records, cards: dict[str, Comparison], lines: list[str]
+    settings: Settings,
+    run: Path,
+    records: Records,
+    cards: dict[str, Comparison],
+    result: list[dict[str, str]],
 ) -> Report:
     table = scores(records)
     report = Report("Ensemble forecasts of a simulated planet", f"{forecaster_name(settings)}, {run.name}")
-    report.text("What this is", DISCLAIMER, *lines)
+    report.text("What this is", DISCLAIMER)
+    report.table("Result", result)
     for name, card in cards.items():
         report.scorecard(f"Against {name}", card)
     shown = [c for c in _PANELS if c in settings.nature.channels]

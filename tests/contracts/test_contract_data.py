@@ -99,7 +99,7 @@ def test_source_says_what_it_holds(make: MakeSource, tmp_path: Path) -> None:
     source = make(tmp_path)
     assert tuple(source.channels) == CHANNELS
     assert source.times.dtype.kind == "M"
-    assert (np.diff(source.times) > np.timedelta64(0)).all()
+    assert (np.diff(source.times) > np.timedelta64(0, "ns")).all()
     assert source.grid.shape == GRID.shape
 
 

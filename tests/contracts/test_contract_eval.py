@@ -90,7 +90,7 @@ MakeHistory = Callable[[Path], wx_eval.History]
 @HISTORIES
 def test_history_reads_exact_times_in_order(make: MakeHistory, tmp_path: Path) -> None:
     history = make(tmp_path)
-    assert (np.diff(history.times) > np.timedelta64(0)).all()
+    assert (np.diff(history.times) > np.timedelta64(0, "ns")).all()
     read = history.read(history.times[[2, 0]])
     assert read.dims == ("time", "channel", "latitude", "longitude")
     np.testing.assert_array_equal(read["time"], TIMES[[2, 0]])

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from wx_data import Store, open_forecast
-from wx_eval import Records
 
 from recipes.forecaster.forecast import forecast, issue
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load, train
+from wx_data import Store, open_forecast
+from wx_eval import Records
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,7 +107,9 @@ KILLS = {
 }
 
 
-def test_killed_anywhere_and_run_again_gives_the_same_scores(settings: Settings, run: Path, tmp_path: Path) -> None:
+def test_killed_anywhere_and_run_again_gives_the_same_scores(
+    settings: Settings, run: Path, tmp_path: Path
+) -> None:
     settings.keep(tmp_path)
     command = [sys.executable, "-m", "recipes.forecaster", "run", "--out", str(tmp_path), "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
-from wx_data import Store
-from wx_estimators import Key
 
 from recipes.forecaster.assemble import forecaster
 from recipes.forecaster.parallelize import row_sizes, shard_rows, sharded_forecaster
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load
+from wx_data import Store
+from wx_estimators import Key
 
 
 def test_bands_hold_whole_patches_and_every_row() -> None:

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from shard_ranks import outcome  # noqa: E402
+from shard_ranks import outcome
 
 __all__ = ["outcome"]

@@ -1,4 +1,4 @@
-"""Layouts: construction, scatter, redistribution, gradients' placements, errors, and data parallelism on top."""
+"""Layouts: construction, scatter, redistribution, placements of gradients, errors, data parallelism."""
 
 import pytest
 import torch
@@ -9,7 +9,14 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from shardtensor import ShardSpec, ShardTensor, chunk_sizes, is_sharded, register_function_handler, scatter_tensor
+from shardtensor import (
+    ShardSpec,
+    ShardTensor,
+    chunk_sizes,
+    is_sharded,
+    register_function_handler,
+    scatter_tensor,
+)
 from shardtensor._collectives import plan_fetch
 from shardtensor._index import slice_rows
 from shardtensor._views import follow_rows
@@ -35,7 +42,12 @@ def test_fetch_plans_agree_between_ranks():
 
 def test_windows_cover_every_output_once_and_only_what_it_reads():
     for sizes in ((5, 4), (9, 0), (1, 3, 5)):
-        for kernel, stride, before, after, dilation in ((3, 2, 1, 1, 1), (2, 2, 0, 1, 1), (3, 1, 4, 4, 4), (1, 3, 0, 0, 1)):
+        for kernel, stride, before, after, dilation in (
+            (3, 2, 1, 1, 1),
+            (2, 2, 0, 1, 1),
+            (3, 1, 4, 4, 4),
+            (1, 3, 0, 0, 1),
+        ):
             counts, wants, pads = plan_windows(sizes, kernel, stride, before, after, dilation)
             reach = dilation * (kernel - 1) + 1
             assert sum(counts) == (9 + before + after - reach) // stride + 1
@@ -113,7 +125,11 @@ def redistribution(mesh):
     """Between all layouts, with the gradient of a position-dependent weight."""
     x = random(5, 6, 2)
     weight = random(5, 6, 2, seed=3)
-    targets = [(Replicate(), None), *((Shard(0), rows) for rows in layouts(mesh, 5)), *((Shard(1), rows) for rows in layouts(mesh, 6))]
+    targets = [
+        (Replicate(), None),
+        *((Shard(0), rows) for rows in layouts(mesh, 5)),
+        *((Shard(1), rows) for rows in layouts(mesh, 6)),
+    ]
     for rows in layouts(mesh, 5)[1:]:
         for placement, sizes in targets:
             part = shard(x, mesh, 0, rows)
@@ -230,7 +246,9 @@ def two_dimensional_layouts(mesh):
 
 def _net() -> torch.nn.Sequential:
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), torch.nn.GELU(), torch.nn.Conv2d(4, 2, 1)
+        torch.nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+        torch.nn.GELU(),
+        torch.nn.Conv2d(4, 2, 1),
     )
     generator = torch.Generator().manual_seed(5)
     for parameter in net.parameters():
@@ -255,7 +273,10 @@ def _data_parallel_step(mesh, wrap):
 
 @case("2x2")
 def data_parallel_on_top(mesh):
-    _data_parallel_step(DeviceMesh("cpu", mesh.mesh, mesh_dim_names=("data", "domain")), lambda net, _: DistributedDataParallel(net))
+    _data_parallel_step(
+        DeviceMesh("cpu", mesh.mesh, mesh_dim_names=("data", "domain")),
+        lambda net, _: DistributedDataParallel(net),
+    )
 
 
 @case("2x2")
@@ -275,7 +296,7 @@ def own_handlers(mesh):
             return torch.overrides.handle_torch_function(scale, (x,), x, factor)
         return x * factor
 
-    def handler(func, types, args, kwargs):
+    def handler(func, _types, args, _kwargs):
         x, factor = args
         return ShardTensor(func(x.local, factor), x.spec)
 
@@ -298,7 +319,10 @@ def every_module_layer(mesh):
     ]
     for layer in layers:
         close(layer(shard(random(2, 5, 4), mesh, 0)), layer(random(2, 5, 4)))
-    close(F.mse_loss(shard(random(2, 5), mesh, 0), random(2, 5, seed=1)), F.mse_loss(random(2, 5), random(2, 5, seed=1)))
+    close(
+        F.mse_loss(shard(random(2, 5), mesh, 0), random(2, 5, seed=1)),
+        F.mse_loss(random(2, 5), random(2, 5, seed=1)),
+    )
 
 
 @pytest.mark.parametrize("name", names(CASES))

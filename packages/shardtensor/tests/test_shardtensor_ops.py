@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from shard_ranks import close, compare, layouts, names, random, registry, shard
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Replicate
 
 from shardtensor import ShardTensor, UnsupportedShardedOp
 
@@ -59,7 +59,13 @@ def pointwise_binary(mesh):
 @case()
 def pointwise_with_plain(mesh):
     x = (random(2, 7, 3), 1)
-    weights = [random(3, seed=3), random(7, 1, seed=4), random(4, 1, 1, 1, seed=5), random(2, 7, 3, seed=6), random(seed=1)]
+    weights = [
+        random(3, seed=3),
+        random(7, 1, seed=4),
+        random(4, 1, 1, 1, seed=5),
+        random(2, 7, 3, seed=6),
+        random(seed=1),
+    ]
     for w in weights:
         compare(lambda x, w: x * w + w, mesh, [x], weights=[w])
         compare(lambda x, w: w - x, mesh, [x], weights=[w])
@@ -311,6 +317,26 @@ def unsupported_names_the_way_out(mesh):
         _ = x.no_such_method
 
 
+@case("2", "3")
+def extents_that_match_only_locally(mesh):
+    """Shapes that do not fit stay an error although the local parts would."""
+    x = shard(random(2 * mesh.size(), 3), mesh, 0)
+    for function in (
+        lambda: x + random(2, 3),
+        lambda: random(2, 2) @ x,
+        lambda: torch.cat([x, random(2, 3)], 1),
+        lambda: x[:, [3]],
+        lambda: torch.einsum("ij,i->j", x, random(2)),
+        lambda: shard(random(4, mesh.size()), mesh, 1) @ random(1, 3),
+        lambda: F.linear(shard(random(4, mesh.size()), mesh, 1), random(3, 1)),
+    ):
+        with pytest.raises((RuntimeError, IndexError)):
+            function()
+    with pytest.raises(UnsupportedShardedOp, match="where"):
+        torch.where(x > 0)
+    assert x.type() == "torch.DoubleTensor"
+
+
 @case()
 def replicated_runs_everything(mesh):
     x = shard(random(4, 6), mesh, 1).redistribute([Replicate()])
@@ -333,7 +359,6 @@ def dropout_of_nothing(mesh):
 @case()
 def gradients_of_gradients(mesh):
     """|d(loss)/dx|^2 differentiated again, through a halo, a contraction and a shared weight."""
-    from shardtensor import ShardTensor
 
     x, w = random(2, 3, 6, 4), random(5, 3, 3, 3, seed=1)
 

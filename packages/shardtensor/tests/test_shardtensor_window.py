@@ -1,4 +1,4 @@
-"""Convolution, padding, halos and neighbourhood attention on uneven shards against plain tensors on one process."""
+"""Convolution, padding, halos and neighbourhood attention on uneven shards against one process."""
 
 import pytest
 import torch
@@ -50,7 +50,9 @@ def convolution_forms(mesh):
     compare(grouped, mesh, [(random(1, 4, 6, 5), 3)], weights=[random(4, 2, 3, 3)])
     solid = lambda x, w: F.conv3d(x, w, padding=1)  # noqa: E731
     compare(solid, mesh, [(random(1, 2, 3, 6, 4), 3)], weights=[random(2, 2, 3, 3, 3)])
-    compare(lambda x, w: F.conv2d(x, w, padding=1), mesh, [(random(3, 6, 5), 1)], weights=[random(2, 3, 3, 3)])
+    compare(
+        lambda x, w: F.conv2d(x, w, padding=1), mesh, [(random(3, 6, 5), 1)], weights=[random(2, 3, 3, 3)]
+    )
 
 
 @case()
@@ -107,7 +109,7 @@ def fetch_adds_gradients(mesh):
 
 
 def local_attention(q, k, v, *, kernel, row_offset=0, bias=None):
-    """Dense reference: query row i sees key rows s + [0, kh), s = clamp(i + row_offset - kh // 2, 0, Hk - kh)."""
+    """Dense reference: query row i sees kh key rows from clamp(i + row_offset - kh // 2, 0, Hk - kh) on."""
     if has_torch_function((q, k, v)):
         return handle_torch_function(
             local_attention, (q, k, v), q, k, v, kernel=kernel, row_offset=row_offset, bias=bias
@@ -182,7 +184,7 @@ def window_refusals(mesh):
 
 
 class Projector(torch.nn.Module):
-    """The shape of a row-sharded forecaster: pad, patch, local attention, modulated blocks, unpatch, crop, downsample."""
+    """A small row-sharded forecaster: pad, patch, local attention, modulation, unpatch, crop, downsample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,7 +214,7 @@ class Projector(torch.nn.Module):
 
 @case()
 def forecaster(mesh):
-    """The same model, weights and gradients on row-sharded and on plain fields; the coarse result is replicated."""
+    """Values and gradients on row-sharded and on plain fields agree; the coarse result is replicated."""
     model, noise = Projector(), random(2, 6, seed=3)
     rows = {1: [(9,)], 2: [(4, 5), (6, 3), (0, 9)], 3: [(4, 2, 3), (2, 0, 7)]}[mesh.size()]
     run = lambda x, *weights: torch.func.functional_call(  # noqa: E731

@@ -268,3 +268,27 @@ def test_wrong_windows(history: tuple[int, ...], targets: tuple[int, ...]) -> No
 
 def test_grid_of_the_store_has_no_surprise(store: Store) -> None:
     assert store.grid == Grid.regular(9, 16)
+
+
+def test_memory_in_use_is_never_written_again(store: Store) -> None:
+    """Buffers are recycled, but not while a batch, a view of it or an array of it is alive."""
+    loader = Loader(store, WINDOW, batch_size=4, cache_bytes=0, shuffle=False)
+    views = []
+    for batch in loader:
+        views.append((batch.x[1, :, 2], batch.y.numpy()[3], batch.valid_time))
+    for _ in range(2):
+        for batch in loader:
+            del batch
+    for x, y, times in views:
+        np.testing.assert_array_equal(x, store.read(times[1, :2]).values[:, 2])
+        np.testing.assert_array_equal(y, store.read(times[3, 2:]).values)
+
+
+def test_memory_is_used_again(store: Store) -> None:
+    loader = Loader(store, WINDOW, batch_size=4, cache_bytes=0, threads=1, depth=1)
+    places = set()
+    for _ in range(4):
+        for batch in loader:
+            places.add(batch.x.data_ptr())
+            del batch
+    assert len(places) <= 4  # one in use, one ready, one in the making, and one handed over

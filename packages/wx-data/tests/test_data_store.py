@@ -29,7 +29,7 @@ class Changed:
 
     def __init__(self, source: Any, change: Callable[[xr.DataArray], xr.DataArray]) -> None:
         self.channels, self.grid, self.times = source.channels, source.grid, source.times
-        self.statics = source.statics
+        self.statics, self.provenance = source.statics, source.provenance
         self._source, self._change = source, change
 
     def read(self, times: Any, channels: Sequence[str], /) -> xr.DataArray:
@@ -109,7 +109,6 @@ def test_interrupted_conversion_resumes_to_the_same_bytes(make_source: Make, tmp
 
     convert(source, tmp_path / "whole")
     broken = Changed(source, fail_once)
-    broken.provenance = source.provenance
     with pytest.raises(RuntimeError, match="link lost"):
         convert(broken, tmp_path / "parts")
     with pytest.raises(StoreError, match=r"interrupted, \d+ of 150 steps are done.*resume=True"):
@@ -137,8 +136,12 @@ def _in_child(work: Callable[[], object]) -> int:
 
 def test_kill_9_leaves_a_resumable_store(make_source: Make, tmp_path: Path) -> None:
     source, folder = make_source(400, ("z500", "t850")), tmp_path / "killed" / "data"
-    slow = Changed(source, lambda array: time.sleep(0.1) or array)
-    slow.provenance = source.provenance
+
+    def wait(array: xr.DataArray) -> xr.DataArray:
+        time.sleep(0.1)
+        return array
+
+    slow = Changed(source, wait)
     convert(source, tmp_path / "whole")
     for wanted in (1, 40, 170, 330):
         child = _in_child(lambda: convert(slow, tmp_path / "killed"))
@@ -157,7 +160,6 @@ def test_full_disk_is_explained_and_resumable(make_source: Make, tmp_path: Path)
     source = make_source(10)
     convert(source, tmp_path / "whole")
     stop = Changed(source, lambda _: (_ for _ in ()).throw(RuntimeError("stop")))
-    stop.provenance = source.provenance
     with pytest.raises(RuntimeError, match="stop"):
         convert(stop, tmp_path / "s")
     old = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,6 +1,7 @@
 """The equations against states of rest, closed forms and conservation laws."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ QUIET = {
     "diurnal_heating": 0.0,
     "moist": False,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits are promised on one thread, and at these sizes more threads are slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def quiet(**changes: object) -> NatureConfig:
@@ -40,7 +50,7 @@ def test_rest_over_mountains_stays_at_rest() -> None:
     """4 km plateaus in an isothermal atmosphere; what is left is float32 rounding of R T grad ln(ps)."""
     model = NatureModel(quiet())
     state = model.advance(model.initial(2, 0, noise=0.0), 48)
-    assert wind_speed(model, state) < 2e-3
+    assert wind_speed(model, state) < 2e-4
 
 
 def test_thickness_of_an_isothermal_atmosphere() -> None:
@@ -84,7 +94,7 @@ def balanced(dynamics: Dynamics, vorticity: Tensor) -> Tensor:
 
 
 def test_rossby_haurwitz_wave_moves_at_the_closed_form_speed() -> None:
-    """The nondivergent formula; divergence slows the wave by a few per cent (Williamson et al. 1992)."""
+    """Nondivergent formula; a divergent atmosphere is slower, by 6 % here (the speed is 12.2 deg a day)."""
     config = quiet(orography=0.0, mean_surface_pressure=1e5)
     model, dynamics = NatureModel(config), Dynamics(config, "cpu")
     vorticity, speed = rossby_haurwitz(dynamics, 2)
@@ -124,7 +134,7 @@ def test_energy_is_conserved_without_forcing_and_friction() -> None:
     potential, kinetic = total_energy(dynamics, start)
     after, moving = total_energy(dynamics, model.advance(start, 24))
     converted = (moving - kinetic).abs()
-    assert ((after + moving - potential - kinetic).abs() < 0.2 * converted).all()
+    assert ((after + moving - potential - kinetic).abs() < 0.05 * converted).all()
     assert (converted > 0.01 * kinetic).all()
 
 

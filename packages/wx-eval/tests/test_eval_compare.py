@@ -91,7 +91,7 @@ def test_difference_skill_and_p_values_are_those_of_the_paired_series() -> None:
     assert row["difference"] == pytest.approx((a - b).mean())
     assert row["skill"] == pytest.approx(1 - a.mean() / b.mean())
     for method in ("iid", "geer", "ewc"):
-        assert row[f"p_{method}"] == pytest.approx(paired_test(a - b, method=method).p_value)  # type: ignore[arg-type]
+        assert row[f"p_{method}"] == pytest.approx(paired_test(a - b, method=method).p_value)
     assert row["p_value"] == row["p_ewc"] == pytest.approx(row["p_adjusted"])
     assert row["low"] < row["difference"] < row["high"]
     assert got.spacing == DAY
@@ -141,7 +141,7 @@ def test_the_card_keeps_its_level_under_the_null() -> None:
     assert raw.expected_false_positives == 10
     assert abs(hits - 10) < 3 * np.sqrt(cells * 0.05 * 0.95)
     for correction in ("benjamini-hochberg", "sidak"):
-        assert sum(cell.significant for cell in compare(one, two, correction=correction).cells) <= 1  # type: ignore[arg-type]
+        assert sum(cell.significant for cell in compare(one, two, correction=correction).cells) <= 1
 
 
 def test_the_card_is_what_was_chosen_before() -> None:

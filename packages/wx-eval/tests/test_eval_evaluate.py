@@ -40,7 +40,7 @@ def make_forecast(inits: int = 4, leads: int = 3, members: int = 5, seed: int = 
     values[..., 1, :, :] = np.maximum(values[..., 1, :, :], 0)
     coords = {
         "init_time": START + 24 * HOUR * np.arange(inits),
-        "lead_time": 12 * HOUR * np.arange(1, leads + 1),
+        "lead_time": (12 * HOUR * np.arange(1, leads + 1)).astype("timedelta64[ns]"),
         "channel": list(CHANNELS),
         "latitude": LAT,
         "longitude": LON,
@@ -210,7 +210,10 @@ def test_a_valid_time_without_truth_is_an_error_or_a_row_without_scores(
         (lambda f: f.assign_coords(longitude=LON + 7.5), "longitude of forecast and truth differ"),
         (lambda f: f.assign_coords(channel=["z500", "q700"]), r"no channel \['q700'\]"),
         (lambda f: f.assign_coords(units=("channel", ["m", "m"])), "'z500' is in 'm' in the forecast"),
-        (lambda f: f.assign_coords(lead_time=[12 * HOUR] * 3), "duplicate values along lead_time"),
+        (
+            lambda f: f.assign_coords(lead_time=np.full(3, 12 * HOUR).astype("timedelta64[ns]")),
+            "duplicate values along lead_time",
+        ),
         (lambda f: f.drop_vars("latitude"), "coordinate values along"),
         (lambda f: f.isel(init_time=slice(0, 0)), "no chunk"),
         (lambda f: f.expand_dims("scenario"), "must have dims"),

@@ -21,8 +21,8 @@ DAY = np.timedelta64(1, "D")
 
 def states(seed: int = 0) -> xr.DataArray:
     rng = np.random.default_rng(seed)
-    coords = {"time": START + DAY * np.arange(8), "channel": ["t850"], "latitude": LAT, "longitude": LON}
-    coords["time"] = coords["time"].astype("datetime64[ns]")
+    times = (START + DAY * np.arange(8)).astype("datetime64[ns]")
+    coords = {"time": times, "channel": ["t850"], "latitude": LAT, "longitude": LON}
     return xr.DataArray(
         rng.standard_normal((8, 1, 5, 4)), coords, ("time", "channel", "latitude", "longitude"), name="truth"
     )

@@ -17,7 +17,9 @@ def harmonic(degree: int, order: int, colatitude: np.ndarray, longitude: np.ndar
     norm = (2 * degree + 1) * np.exp(
         special.gammaln(degree - order + 1) - special.gammaln(degree + order + 1)
     )
-    return np.sqrt(norm) * special.lpmv(order, degree, np.cos(colatitude)) * np.exp(1j * order * longitude)
+    legendre: np.ndarray = special.lpmv(order, degree, np.cos(colatitude))
+    wave: np.ndarray = np.exp(1j * order * longitude)
+    return np.asarray(np.sqrt(norm) * legendre * wave)
 
 
 @pytest.mark.parametrize(("degree", "order"), [(0, 0), (1, 0), (1, 1), (7, 3), (16, 16), (31, 0), (31, 30)])

@@ -6,7 +6,7 @@ axis. One labelling rule serves broadcasting, contraction, concatenation, normal
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,14 +47,23 @@ class Aligned:
         return place(total(out, self.spec, summed), self.spec, dims, sizes)
 
 
-def align(op: str, operands: Sequence[Operand], axes: Sequence[Labels]) -> Aligned:
+def align(
+    op: str, operands: Sequence[Operand], axes: Sequence[Labels], exact: Collection[Label] = ()
+) -> Aligned:
     """Cuts, moves and marks the operands so that the local function computes this rank's part.
 
     The first sharded operand decides how each mesh dimension splits an axis. An operand with the axis whole
     is cut to the own rows; one with other sizes is moved; one without the axis is marked `shared`, so that
     its gradient is summed.
 
+    Args:
+        op: name of the operation, for errors.
+        operands: plain and sharded tensors.
+        axes: for every operand the label of every dimension.
+        exact: labels along which an extent of 1 is not broadcast.
+
     Raises:
+        RuntimeError: extents of an axis do not match; the local ones might, by accident.
         UnsupportedShardedOp: operands split different axes over one mesh dimension, one is a pending sum, or
             an axis of extent 1 is split and broadcast.
     """
@@ -62,7 +71,13 @@ def align(op: str, operands: Sequence[Operand], axes: Sequence[Labels]) -> Align
     extents: dict[Label, int] = {}
     for x, labels in zip(operands, axes, strict=True):
         for label, extent in zip(labels, x.shape, strict=True):
-            extents[label] = extent if extents.get(label, 1) == 1 else extents[label]
+            known = extents.setdefault(label, extent)
+            if known != extent and (label in exact or 1 not in (known, extent)):
+                shapes = [tuple(x.shape) for x in operands]
+                raise RuntimeError(
+                    f"{op}: shapes {shapes} do not match: extents {known} and {extent} of one axis"
+                )
+            extents[label] = extent if known == 1 else known
     split = [_split(op, operands, axes, m, extents) for m in range(spec.mesh.ndim)]
     parts = tuple(_part(x, labels, spec, split, extents) for x, labels in zip(operands, axes, strict=True))
     return Aligned(parts, spec, tuple(label for label, _ in split), tuple(sizes for _, sizes in split))

@@ -44,11 +44,11 @@ def neighborhood_handler(
     if m is not None:
         sizes = q.spec.sizes[m]
         windows = key_windows(sizes, k.shape[_ROWS], kernel[0], offset)
-        here = q.spec.mesh.get_local_rank(m)
+        here = q.spec.coordinate[m]
         query = place(q.local, q.spec, replaced(q.spec.dims, m, None), replaced(q.spec.sizes, m, None))
         key, value = (_rows_of(x, q.spec, m, tuple(window[:2] for window in windows)) for x in (k, v))
         offset = windows[here][2]
-    aligned = align(func.__name__, [query, key, value], [_AXES, _KEY_AXES, _KEY_AXES])
+    aligned = align(func.__name__, [query, key, value], [_AXES, _KEY_AXES, _KEY_AXES], _KEY_AXES)
     if {"column", "width", "row", "key"} & set(aligned.labels):
         raise unsupported(func.__name__, (q, k, v), {}, "only rows, heads and batch may be sharded")
     split = [i for i, label in enumerate(aligned.labels) if label is not None or i == m]
@@ -97,7 +97,7 @@ def _row_mesh_dim(op: str, q: Operand, k: Operand, v: Operand) -> int | None:
 
 def _rows_of(x: Operand, spec: ShardSpec, m: int, wants: tuple[Interval, ...]) -> Operand:
     """Returns the wanted rows of x, no longer marked as sharded over mesh dimension m."""
-    start, stop = wants[spec.mesh.get_local_rank(m)]
+    start, stop = wants[spec.coordinate[m]]
     if not isinstance(x, ShardTensor):
         return shared(x, spec, [m]).narrow(_ROWS, start, stop - start)
     if x.spec.dims[m] is None:

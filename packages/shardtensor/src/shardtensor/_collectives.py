@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -110,10 +110,10 @@ def fetch_rows(
     rows = sizes or spec.sizes[mesh_dim]
     if rows is None:
         raise ValueError(f"mesh dimension {mesh_dim} splits no tensor dimension: {spec.describe()}")
-    plan = plan_fetch(rows, wants, spec.mesh.get_local_rank(mesh_dim))
+    plan = plan_fetch(rows, wants, spec.coordinate[mesh_dim])
     if plan.quiet:
         return _assemble(x, None, dim, plan)
-    result: Tensor = _Fetch.apply(x, dim, plan, spec.mesh.get_group(mesh_dim))
+    result: Tensor = _Fetch.apply(x, dim, plan, spec.groups[mesh_dim])
     return result
 
 
@@ -197,18 +197,16 @@ def gather(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) ->
     """Shard -> Replicate: returns all rows on every rank; the backward keeps the own rows of the gradient."""
     if len(sizes) == 1:
         return x
-    result: Tensor = _Gather.apply(
-        x, dim, sizes, spec.mesh.get_local_rank(mesh_dim), spec.mesh.get_group(mesh_dim)
-    )
+    result: Tensor = _Gather.apply(x, dim, sizes, spec.coordinate[mesh_dim], spec.groups[mesh_dim])
     return result
 
 
 def own_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) -> Tensor:
     """Replicate -> Shard: returns the own rows; the backward gathers the gradient of all rows."""
-    rank = spec.mesh.get_local_rank(mesh_dim)
+    rank = spec.coordinate[mesh_dim]
     if len(sizes) == 1 or not needs_gradient(x):
         return x.narrow(dim, offsets(sizes)[rank], sizes[rank])
-    result: Tensor = _OwnRows.apply(x, dim, sizes, rank, spec.mesh.get_group(mesh_dim))
+    result: Tensor = _OwnRows.apply(x, dim, sizes, rank, spec.groups[mesh_dim])
     return result
 
 
@@ -238,9 +236,9 @@ def reduce_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Size
     """Partial -> Shard: adds the local terms and keeps the own rows; the backward gathers."""
     if len(sizes) == 1:
         return x
-    rank = spec.mesh.get_local_rank(mesh_dim)
+    rank = spec.coordinate[mesh_dim]
     plan = plan_fetch(sizes, _everything(sizes), rank)
-    result: Tensor = _Return.apply(x, dim, plan, spec.mesh.get_group(mesh_dim))
+    result: Tensor = _Return.apply(x, dim, plan, spec.groups[mesh_dim])
     return result
 
 
@@ -250,7 +248,7 @@ def swap_rows(
     """Shard(dim) -> Shard(new_dim) in one all_to_all_single; the backward is the inverse."""
     if len(sizes) == 1:
         return x
-    rank, group = spec.mesh.get_local_rank(mesh_dim), spec.mesh.get_group(mesh_dim)
+    rank, group = spec.coordinate[mesh_dim], spec.groups[mesh_dim]
     result: Tensor = _Swap.apply(x, dim, sizes, new_dim, new_sizes, rank, group)
     return result
 
@@ -283,26 +281,31 @@ def total(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
     groups = _groups(spec, mesh_dims)
     if not groups:
         return x
-    result: Tensor = _Total.apply(x, groups)
-    return result
+    (result,) = _Total.apply(groups, x)
+    return cast("Tensor", result)
 
 
 def shared(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
     """Marks a replicated value that is used on shards: the identity; the backward all-reduces."""
-    if not needs_gradient(x):
-        return x
-    groups = _groups(spec, mesh_dims)
-    if not groups:
-        return x
-    result: Tensor = _Shared.apply(x, groups)
-    return result
+    return shared_all([x], spec, mesh_dims)[0]
+
+
+def shared_all(tensors: Sequence[Tensor], spec: ShardSpec, mesh_dims: Sequence[int]) -> list[Tensor]:
+    """Marks the weights of one operation as `shared`; their gradients travel in one all_reduce."""
+    chosen = [i for i, x in enumerate(tensors) if needs_gradient(x)]
+    groups = _groups(spec, mesh_dims) if chosen else ()
+    out = list(tensors)
+    if groups:
+        for i, x in zip(chosen, _Shared.apply(groups, *(tensors[i] for i in chosen)), strict=True):
+            out[i] = x
+    return out
 
 
 def tied(out: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """Connects an empty result to its operands.
 
-    Some functions give an operand no gradient at all if there is nothing to compute. The backward of a collective must
-    run on every rank, so the operand gets zeros.
+    Some functions give an operand no gradient at all if there is nothing to compute. The backward of a
+    collective must run on every rank, so the operand gets zeros.
     """
     for part in parts:
         if needs_gradient(part) and out.is_floating_point():
@@ -323,29 +326,40 @@ def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) 
 
 
 def _groups(spec: ShardSpec, mesh_dims: Sequence[int]) -> tuple[Group, ...]:
-    return tuple(spec.mesh.get_group(m) for m in mesh_dims if spec.mesh.size(m) > 1)
+    return tuple(spec.groups[m] for m in mesh_dims if spec.mesh.size(m) > 1)
+
+
+def _all_reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> tuple[Tensor, ...]:
+    if len(tensors) == 1 or len({x.dtype for x in tensors}) > 1:
+        return tuple(all_reduce(x, groups) for x in tensors)
+    flat = torch.cat([x.reshape(-1) for x in tensors])
+    for group in groups:
+        dist.all_reduce(flat, group=group)
+    parts = torch.split(flat, [x.numel() for x in tensors])
+    # Separate storage: a gradient that is accumulated in place must not keep or touch the others.
+    return tuple(part.view(x.shape).clone() for part, x in zip(parts, tensors, strict=True))
 
 
 class _Total(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.groups = groups
-        return all_reduce(x, groups)
+        return _all_reduce_together(tensors, groups)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Shared.apply(grad, ctx.groups), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Shared.apply(ctx.groups, *grads)
 
 
 class _Shared(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.groups = groups
-        return x.view_as(x)
+        return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Total.apply(grad, ctx.groups), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Total.apply(ctx.groups, *grads)
 
 
 def extremum(

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shardtensor._align import Labels, Operand, align
+from shardtensor._collectives import shared_all, tied
 from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._spec import derive
 from shardtensor._tensor import ShardTensor, unsupported
 
 
@@ -21,6 +23,14 @@ def linear(
     """y = x W^T + b; a sharded contraction is all-reduced before the bias is added."""
     named = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs)
     x, weight, bias = named["input"], named["weight"], named.get("bias")
+    if type(x) is ShardTensor and not isinstance(weight, ShardTensor) and not isinstance(bias, ShardTensor):
+        spec = x.spec
+        if not spec.partial and x.ndim - 1 not in spec.dims:
+            weights = [weight] if bias is None else [weight, bias]
+            weights = shared_all(weights, spec, spec.split)
+            y = F.linear(x.local, *weights)
+            y = tied(y, weights) if y.numel() == 0 else y
+            return ShardTensor(y, derive(spec, spec.dims, (*spec.shape[:-1], *weight.shape[:-1]), spec.sizes))
     batch = tuple(range(x.ndim - 1))
     outer = ("out",) if weight.ndim == 2 else ()
     operands: list[Operand] = [x, weight]
@@ -31,11 +41,11 @@ def linear(
     if any(isinstance(p, ShardTensor) and p.ndim and p.spec.dims[-1] is not None for p in operands[1:]):
         raise unsupported("linear", operands, {}, "needs plain or replicated weights")
     if isinstance(x, ShardTensor) and x.ndim - 1 in x.spec.dims:
-        aligned = align("linear", operands[:2], axes[:2])
-        y = aligned.wrap(F.linear(*aligned.locals), (*batch, *outer))
-        biased: ShardTensor = y if bias is None else y + bias
+        aligned = align("linear", operands[:2], axes[:2], ["in"])
+        product: Any = aligned.wrap(F.linear(*aligned.locals), (*batch, *outer))
+        biased: ShardTensor = product if bias is None else product + bias
         return biased
-    aligned = align("linear", operands, axes)
+    aligned = align("linear", operands, axes, ["in", "out"])
     return aligned.wrap(F.linear(*aligned.locals), (*batch, *outer))
 
 
@@ -48,7 +58,7 @@ def matmul(
         a, b = b, a
     left: Labels = (*_batch(a.ndim), "row", "inner") if a.ndim > 1 else ("inner",)
     right: Labels = (*_batch(b.ndim), "inner", "column") if b.ndim > 1 else ("inner",)
-    aligned = align("matmul", [a, b], [left, right])
+    aligned = align("matmul", [a, b], [left, right], ["inner"])
     axes = (
         *_batch(max(a.ndim, b.ndim)),
         *(["row"] if a.ndim > 1 else []),
@@ -121,13 +131,17 @@ def scaled_dot_product_attention(
         axes.append((*_batch(mask.ndim), "query", "key"))
     causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
     split = {
-        label for x, labels in zip(operands, axes, strict=True) if isinstance(x, ShardTensor)
+        label
+        for x, labels in zip(operands, axes, strict=True)
+        if isinstance(x, ShardTensor)
         for label in (labels[dim] for dim in x.spec.dims if dim is not None)
     }
     if split & {"key", "width"} or ("query" in split and causal) or (-1 in split and grouped):
-        heads = f"Call .redistribute([Shard({operands[0].ndim - 3})]) on query, key and value to shard the heads."
+        heads = (
+            f"Call .redistribute([Shard({operands[0].ndim - 3})]) on query, key and value to shard the heads."
+        )
         raise unsupported("scaled_dot_product_attention", operands, {}, "the sequence is sharded", heads)
-    aligned = align("scaled_dot_product_attention", operands, axes)
+    aligned = align("scaled_dot_product_attention", operands, axes, ["width"])
     options = {name: named[name] for name in ("scale", "enable_gqa") if name in named}
     q, k, v, *bias = aligned.locals
     out = F.scaled_dot_product_attention(

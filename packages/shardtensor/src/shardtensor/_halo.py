@@ -48,7 +48,7 @@ def halo_exchange(x: ShardTensor, dim: int, before: int, after: int, *, periodic
     """
     m, sizes = _mesh_dim(x, dim)
     extent = sum(sizes)
-    wants = []
+    wants: list[tuple[Interval, ...]] = []
     for offset, rows in zip(offsets(sizes), sizes, strict=True):
         low, high = offset - before, offset + rows + after
         if rows == 0:

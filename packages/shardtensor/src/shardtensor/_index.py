@@ -65,14 +65,14 @@ def slice_(x: ShardTensor, dim: int, item: slice) -> ShardTensor:
     m = x.spec.dims.index(dim)
     sizes = x.spec.sizes[m] or ()
     parts = slice_rows(sizes, start, stop, step)
-    local = _slice(x.local, dim, *parts[x.spec.mesh.get_local_rank(m)], step)
+    local = _slice(x.local, dim, *parts[x.spec.coordinate[m]], step)
     kept = tuple(len(range(a, b, step)) for a, b in parts)
     return place(local, x.spec, x.spec.dims, tuple(kept if i == m else n for i, n in enumerate(x.spec.sizes)))
 
 
 @lru_cache(maxsize=4096)
 def slice_rows(sizes: Sizes, start: int, stop: int, step: int) -> tuple[tuple[int, int], ...]:
-    """Returns for every rank the local (start, stop) of the rows start, start + step, ... < stop that it owns."""
+    """Returns for every rank the local (start, stop) of its rows among start, start + step, ... < stop."""
     parts = []
     for offset, rows in zip(offsets(sizes), sizes, strict=True):
         skipped = max(0, -((start - offset) // step))  # steps to the first named row at or after the offset
@@ -111,7 +111,12 @@ def index_select(x: ShardTensor, dim: int, index: Tensor) -> ShardTensor:
     if dim in x.spec.dims or not isinstance(index, Tensor):
         raise unsupported("index_select", (x,), {}, f"dimension {dim} is sharded, or the index is")
     extent = x.shape[dim]
-    return place(x.local.index_select(dim, index.remainder(extent)), x.spec, x.spec.dims, x.spec.sizes)
+    return place(
+        x.local.index_select(dim, torch.where(index < 0, index + extent, index)),
+        x.spec,
+        x.spec.dims,
+        x.spec.sizes,
+    )
 
 
 def split(x: ShardTensor, size: int | Sequence[int], dim: int = 0) -> tuple[ShardTensor, ...]:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import align
+from shardtensor._collectives import shared, shared_all
 from shardtensor._reduce import amax, mean, sum_
-from shardtensor._tensor import ShardTensor, unsupported
+from shardtensor._tensor import ShardTensor, elsewhere, is_sharded, unsupported
 
 
 def softmax(x: ShardTensor, dim: int | None = None, *args: Any, **kwargs: Any) -> ShardTensor:
@@ -52,28 +52,26 @@ def layer_norm(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
     """Normalises over the last dimensions: one local call unless one of them is sharded."""
-    values = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | dict(
-        kwargs
-    )
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    values = dict(zip(names, args, strict=False)) | dict(kwargs)
     x, shape, eps = values["input"], values["normalized_shape"], values.get("eps", 1e-5)
     count = 1 if isinstance(shape, int) else len(shape)
     affine = {name: values[name] for name in ("weight", "bias") if values.get(name) is not None}
-    if not isinstance(x, ShardTensor) or any(isinstance(p, ShardTensor) for p in affine.values()):
+    if not isinstance(x, ShardTensor) or x.spec.partial or any(map(is_sharded, affine.values())):
         raise unsupported(func.__name__, args, kwargs, "needs a sharded input and plain weights")
     tail = tuple(range(x.ndim - count, x.ndim))
     if any(d in tail for d in x.spec.dims):
         return _layer_norm_across(x, tail, eps, affine)
-    aligned = align("layer_norm", [x, *affine.values()], [tuple(range(x.ndim)), *(tail for _ in affine)])
-    weights = dict(zip(affine, aligned.locals[1:], strict=True))
-    out = F.layer_norm(aligned.locals[0], shape, weights.get("weight"), weights.get("bias"), eps)
+    weights = dict(zip(affine, shared_all(list(affine.values()), x.spec, x.spec.split), strict=True))
+    out = F.layer_norm(x.local, shape, weights.get("weight"), weights.get("bias"), eps)
     return ShardTensor(out, x.spec)
 
 
 def _layer_norm_across(
     x: ShardTensor, dims: tuple[int, ...], eps: float, affine: Mapping[str, Any]
 ) -> ShardTensor:
-    centred: Any = x - mean(x, dims, keepdim=True)
-    out = centred * (mean(centred.square(), dims, keepdim=True) + eps).rsqrt()
+    centred = x - mean(x, dims, keepdim=True)
+    out: ShardTensor = centred * (mean(centred.square(), dims, keepdim=True) + eps).rsqrt()
     out = out * affine["weight"] if "weight" in affine else out
     return out + affine["bias"] if "bias" in affine else out
 
@@ -83,23 +81,11 @@ def rms_norm(
 ) -> ShardTensor:
     """x / sqrt(mean(x^2) + eps) over the last dimensions, times the weight."""
     values = dict(zip(("input", "normalized_shape", "weight", "eps"), args, strict=False)) | dict(kwargs)
-    x, shape, weight, eps = (
-        values["input"],
-        values["normalized_shape"],
-        values.get("weight"),
-        values.get("eps"),
-    )
+    x, shape, weight = values["input"], values["normalized_shape"], values.get("weight")
     tail = tuple(range(x.ndim - (1 if isinstance(shape, int) else len(shape)), x.ndim))
-    if (
-        not isinstance(x, ShardTensor)
-        or isinstance(weight, ShardTensor)
-        or any(d in tail for d in x.spec.dims)
-    ):
-        raise unsupported(
-            func.__name__, args, kwargs, "needs plain weights and unsharded normalised dimensions"
-        )
-    operands, axes = [x], [tuple(range(x.ndim))]
-    if weight is not None:
-        operands, axes = [x, weight], [*axes, tail]
-    parts = align("rms_norm", operands, axes).locals
-    return ShardTensor(F.rms_norm(parts[0], shape, parts[1] if len(parts) > 1 else None, eps), x.spec)
+    if not isinstance(x, ShardTensor) or x.spec.partial or is_sharded(weight):
+        raise unsupported(func.__name__, args, kwargs, "needs a sharded input and plain weights")
+    if any(d in tail for d in x.spec.dims):
+        raise unsupported(func.__name__, args, kwargs, "normalises a sharded dimension", elsewhere(x, tail))
+    weight = None if weight is None else shared(weight, x.spec, x.spec.split)
+    return ShardTensor(F.rms_norm(x.local, shape, weight, values.get("eps")), x.spec)

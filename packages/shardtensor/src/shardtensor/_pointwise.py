@@ -19,7 +19,10 @@ def pointwise(
     if type(first) is ShardTensor and not first.spec.partial:
         rest = args[1:]
         if not _has_tensor(rest) and not _has_tensor(kwargs.values()):
-            return ShardTensor(func(first.local, *rest, **kwargs), first.spec)
+            out = func(first.local, *rest, **kwargs)
+            if not isinstance(out, Tensor):
+                raise unsupported(func.__name__, args, kwargs, "in this form it is no elementwise function")
+            return ShardTensor(out, first.spec)
         if len(rest) == 1 and not kwargs and type(rest[0]) is ShardTensor and rest[0].spec is first.spec:
             return ShardTensor(func(first.local, rest[0].local), first.spec)
     return _broadcast(func, args, kwargs)
@@ -42,14 +45,14 @@ def in_place(
 
 def cast(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor | Tensor:
+) -> Any:
     """Converts the dtype or device of the first argument; a second tensor only gives its own."""
     first = args[0]
     rest = [x.local if isinstance(x, ShardTensor) else x for x in args[1:]]
     if not isinstance(first, ShardTensor):
-        plain: Tensor = func(first, *rest, **kwargs)
-        return plain
-    return ShardTensor(func(first.local, *rest, **kwargs), first.spec)
+        return func(first, *rest, **kwargs)
+    out = func(first.local, *rest, **kwargs)
+    return ShardTensor(out, first.spec) if isinstance(out, Tensor) else out
 
 
 def query(

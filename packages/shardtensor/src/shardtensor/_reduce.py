@@ -149,5 +149,5 @@ def loss(
     }
     if kwargs.get("size_average") is not None or kwargs.get("reduce") is not None or len(args) > 2:
         raise unsupported(func.__name__, args, kwargs, "use reduction= by name, not size_average or reduce")
-    each = pointwise(func, (),  args, {**extra, "reduction": "none"})
+    each = pointwise(func, (), args, {**extra, "reduction": "none"})
     return {"none": lambda: each, "sum": lambda: sum_(each), "mean": lambda: mean(each)}[how]()

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 
@@ -23,6 +24,10 @@ class ShardSpec:
     Along mesh dimension m, `Shard(d)` gives rank coordinate r the rows [o_r, o_r + n_r) of tensor dimension
     d, with n = sizes[m] and o the running sum; any n_r may be 0. `Replicate()` gives every rank the same
     value. `Partial()` makes the global value the sum of the local ones.
+
+    From these follow, for this rank: `dims`, the tensor dimension that each mesh dimension splits; `split`,
+    the mesh dimensions that split any; `coordinate` in the mesh; `starts` and `local_shape` of its block; the
+    process `groups`.
 
     Args:
         mesh: the device mesh; this rank must be in it.
@@ -42,6 +47,9 @@ class ShardSpec:
     dims: Dims = field(init=False, repr=False, compare=False)
     starts: Sizes = field(init=False, repr=False, compare=False)
     local_shape: torch.Size = field(init=False, repr=False, compare=False)
+    coordinate: Sizes = field(init=False, repr=False, compare=False)
+    groups: tuple[dist.ProcessGroup, ...] = field(init=False, repr=False, compare=False)
+    split: Sizes = field(init=False, repr=False, compare=False)
     partial: bool = field(init=False, repr=False, compare=False)
     replicated: bool = field(init=False, repr=False, compare=False)
 
@@ -55,12 +63,16 @@ class ShardSpec:
         placements = tuple(_normalised(placement, len(shape)) for placement in self.placements)
         dims = tuple(p.dim if isinstance(p, Shard) else None for p in placements)
         _check_sizes(self.mesh, shape, dims, self.sizes)
-        slices = _slices(shape, dims, self.sizes, _coordinate(self.mesh))
+        coordinate = _coordinate(self.mesh)
+        slices = _slices(shape, dims, self.sizes, coordinate)
         starts = tuple(0 if dim is None else slices[dim].start for dim in dims)
         for name, value in (
             ("shape", shape),
             ("placements", placements),
             ("dims", dims),
+            ("coordinate", coordinate),
+            ("groups", tuple(self.mesh.get_group(m) for m in range(self.mesh.ndim))),
+            ("split", tuple(m for m, dim in enumerate(dims) if dim is not None)),
             ("starts", starts),
             ("local_shape", torch.Size(part.stop - part.start for part in slices)),
             ("partial", any(isinstance(p, Partial) for p in placements)),
@@ -97,7 +109,7 @@ class ShardSpec:
 
     def local_slices(self) -> tuple[slice, ...]:
         """Returns this rank's block as slices of the global array: read these rows and nothing else."""
-        return _slices(self.shape, self.dims, self.sizes, _coordinate(self.mesh))
+        return _slices(self.shape, self.dims, self.sizes, self.coordinate)
 
     def slices_at(self, coordinate: Sequence[int]) -> tuple[slice, ...]:
         """Returns the block of the rank at a mesh coordinate as slices of the global array."""
@@ -192,11 +204,11 @@ def _check_sizes(mesh: DeviceMesh, shape: torch.Size, dims: Dims, sizes: tuple[S
             )
 
 
-def _coordinate(mesh: DeviceMesh) -> Sequence[int]:
+def _coordinate(mesh: DeviceMesh) -> Sizes:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise ValueError(f"this rank is not in the mesh {mesh}")
-    return coordinate
+    return tuple(coordinate)
 
 
 def _slices(

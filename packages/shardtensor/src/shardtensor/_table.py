@@ -13,7 +13,13 @@ from torch.utils._pytree import tree_map
 from shardtensor import _contract, _index, _normalise, _pointwise, _reduce, _views, _window
 from shardtensor._tensor import Handler, ShardTensor, dispatch, local_part, place
 
-POINTWISE = """
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+POINTWISE = _words(
+    """
     abs absolute neg negative positive sign sgn signbit exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
     reciprocal sin cos tan asin acos atan arcsin arccos arctan sinh cosh tanh asinh acosh atanh atan2 arctan2
     hypot deg2rad rad2deg sigmoid logit erf erfc erfinv lgamma digamma sinc round floor ceil trunc fix frac
@@ -23,26 +29,33 @@ POINTWISE = """
     masked_fill eq ne lt le gt ge greater greater_equal less less_equal not_equal isclose logical_and
     logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not relu relu6 leaky_relu
     elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink softshrink
-    tanhshrink threshold logsigmoid prelu clone contiguous detach zeros_like ones_like full_like empty_like
+    tanhshrink threshold logsigmoid clone contiguous detach zeros_like ones_like full_like empty_like
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __rfloordiv__
     __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__
     __invert__ __and__ __or__ __xor__ __rand__ __ror__ __rxor__
-""".split()
-IN_PLACE = """
+    """
+)
+IN_PLACE = _words(
+    """
     add_ sub_ mul_ div_ pow_ neg_ exp_ clamp_ clamp_min_ clamp_max_ relu_ zero_ fill_ copy_ masked_fill_ lerp_
     addcmul_ __iadd__ __isub__ __imul__ __itruediv__
-""".split()
-CAST = "to type type_as float double half bfloat16 int long bool cpu cuda".split()
-QUERY = """
+    """
+)
+CAST = _words("to type type_as float double half bfloat16 int long bool cpu cuda")
+QUERY = _words(
+    """
     is_floating_point is_complex element_size get_device is_contiguous new_zeros new_ones new_full new_empty
     new_tensor
-""".split()
-LOSS = "mse_loss l1_loss smooth_l1_loss huber_loss".split()
-RANDOM = """
+    """
+)
+LOSS = _words("mse_loss l1_loss smooth_l1_loss huber_loss")
+RANDOM = _words(
+    """
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout dropout_
     bernoulli bernoulli_ multinomial normal normal_ uniform_ random_ exponential_ rand_like randn_like
     randint_like rrelu gumbel_softmax
-""".split()
+    """
+)
 REDUCE: dict[str, Callable[..., ShardTensor]] = {
     "sum": _reduce.sum_,
     "mean": _reduce.mean,
@@ -159,7 +172,8 @@ def _gradient(func: Any, _: Any, args: Any, kwargs: Any) -> Any:
 def _functions(name: str) -> list[Callable[..., Any]]:
     """Returns torch's functions of that name: free function, method, functional."""
     spaces = (torch, torch.Tensor, F, torch._C._nn, torch.special)
-    return [getattr(space, name) for space in spaces if hasattr(space, name)]
+    found = [getattr(space, name, None) for space in spaces]
+    return [function for function in found if callable(function)]
 
 
 def _register(
@@ -206,4 +220,3 @@ def install() -> None:
     ShardTensor.handlers[torch.autograd.grad] = _gradient
     ShardTensor.T = property(lambda x: x.permute(*reversed(range(x.ndim))))  # type: ignore[attr-defined]
     ShardTensor.mT = property(_views.matrix_transpose)  # type: ignore[attr-defined]
-

@@ -141,7 +141,7 @@ def _reshaped(x: ShardTensor, shape: Sequence[int]) -> ShardTensor:
             raise _misfit(x, target, dim, new_dim)
         dims.append(new_dim)
         sizes.append(new_extents)
-        local[new_dim] = new_extents[x.spec.mesh.get_local_rank(m)]
+        local[new_dim] = new_extents[x.spec.coordinate[m]]
     return place(x.local.reshape(local), x.spec, tuple(dims), tuple(sizes))
 
 
@@ -198,7 +198,7 @@ def concatenate(
     axes = [
         tuple(("own", i) if d == at and not stacked else d for d in range(ndim)) for i in range(len(tensors))
     ]
-    aligned = align(func.__name__, tensors, axes)
+    aligned = align(func.__name__, tensors, axes, range(ndim))
     if any(isinstance(label, tuple) for label in aligned.labels):
         raise unsupported(func.__name__, tensors, {}, f"dimension {at} is sharded")
     out = tuple(range(ndim))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._collectives import Wants, fetch_rows, plan_fetch, shared
+from shardtensor._collectives import Wants, fetch_rows, plan_fetch, shared_all
 from shardtensor._index import slice_, wrapped
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, place, unsupported
@@ -23,7 +23,7 @@ WindowPlan = tuple[Sizes, Wants, tuple[tuple[int, int], ...]]
 def plan_windows(
     sizes: Sizes, kernel: int, stride: int, before: int, after: int, dilation: int
 ) -> WindowPlan:
-    """Assigns every output j, which reads rows j s - before + t d for t < k, to the owner of its window's centre.
+    """Gives every output j, which reads rows j s - before + t d, t < k, to the owner of its window's centre.
 
     The centre is j s - before + floor(d (k - 1) / 2), moved into the domain if it lies outside.
 
@@ -39,7 +39,8 @@ def plan_windows(
             f"window of {reach} rows is larger than the padded input of {extent + before + after}"
         )
     centre = [min(max(j * stride - before + (reach - 1) // 2, 0), extent - 1) for j in range(outputs)]
-    counts, wants, pads = [], [], []
+    wants: list[tuple[tuple[int, int], ...]] = []
+    counts, pads = [], []
     for offset, rows in zip(offsets(sizes), sizes, strict=True):
         first, last = bisect_left(centre, offset), bisect_left(centre, offset + rows)
         counts.append(last - first)
@@ -79,13 +80,20 @@ def convolution(
             cast("Sizes", x.spec.sizes[m]), kernel[i], stride[i], *padding[i], dilation[i]
         )
         local = fetch_rows(local, dim, x.spec, m, wants)
-        rank = x.spec.mesh.get_local_rank(m)
+        rank = x.spec.coordinate[m]
         sizes[m], pads[i] = counts, rims[rank]
         empty += [dim] if counts[rank] == 0 else []
-    split = [m for m, dim in enumerate(x.spec.dims) if dim is not None]
-    parts = [None if p is None else shared(p, x.spec, split) for p in (weight, bias)]
+    weights = shared_all([weight] if bias is None else [weight, bias], x.spec, x.spec.split)
     local, even = _pad_uneven(local, pads)
-    out = func(local, *parts, stride, even, dilation, named.get("groups", 1))
+    out = func(
+        local,
+        weights[0],
+        None if bias is None else weights[1],
+        stride,
+        even,
+        dilation,
+        named.get("groups", 1),
+    )
     for dim in empty:
         out = out.narrow(dim, 0, 0)
     return place(out, x.spec, x.spec.dims, tuple(sizes))
@@ -119,12 +127,13 @@ def pad(
 ) -> ShardTensor:
     """F.pad: along a sharded dimension only the ranks that own the edges grow."""
     named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
-    x, widths, mode = named["input"], named["pad"], named.get("mode", "constant")
+    widths, mode = named["pad"], named.get("mode", "constant")
+    x: ShardTensor = named["input"]
     if x.spec.partial:
         raise unsupported("pad", args, kwargs, "the tensor is a pending sum")
     rims = {x.ndim - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
     inner = [0 if x.ndim - 1 - i // 2 in x.spec.dims else n for i, n in enumerate(widths)]
-    if mode == "constant":
+    if mode == "constant" and any(inner):
         x = place(F.pad(x.local, inner, value=named.get("value")), x.spec, x.spec.dims, x.spec.sizes)
     for dim, (before, after) in rims.items():
         if (before, after) != (0, 0) and (dim in x.spec.dims or mode != "constant"):
@@ -148,7 +157,7 @@ def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, 
     m = x.spec.dims.index(dim)
     sizes = cast("Sizes", x.spec.sizes[m])
     grown, wants, widths = plan_padding(sizes, before, after, mode)
-    rank = x.spec.mesh.get_local_rank(m)
+    rank = x.spec.coordinate[m]
     top, bottom = widths[rank]
     rows = fetch_rows(x.local, dim, x.spec, m, wants)
     # A rank that only serves rows keeps its empty rim in the graph: the backward of the fetch is a collective

@@ -79,7 +79,7 @@ def convert(
         missing: times that the source lacks are an "error", or "drop"ped and listed as holes.
         nan: channel -> the value that replaces missing values, or "keep". Any other NaN is an error.
         implausible: values outside the lexicon's range and constant fields are an "error", or "keep".
-        band_rows: latitude rows per inner chunk; chosen near 8 MiB by default.
+        band_rows: latitude rows per inner chunk; chosen near 4 MiB by default.
         workers: threads that compress and write.
         resume: go on with an interrupted conversion instead of refusing to touch it.
         progress: show a progress bar.

@@ -4,7 +4,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -168,7 +168,7 @@ class Loader(Iterable[Batch]):
         """What is left of the current epoch."""
         return self._run(endless=False)
 
-    def forever(self) -> Iterator[Batch]:
+    def forever(self) -> Generator[Batch, None, None]:
         """Batches without end; reading ahead goes across the borders of epochs."""
         return self._run(endless=True)
 
@@ -205,7 +205,7 @@ class Loader(Iterable[Batch]):
             return np.arange(len(self._base))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self._base))
 
-    def _run(self, *, endless: bool) -> Iterator[Batch]:
+    def _run(self, *, endless: bool) -> Generator[Batch, None, None]:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 f"this loader was made in process {self._pid} and is read in process {os.getpid()} after a "
@@ -352,7 +352,7 @@ class _Fields:
         else:
             whole = self._buffers.take(self._whole)
             self._store.read_into(step, whole, rows=self._rows)
-            np.take(whole, self._pick, axis=0, out=out)
+            np.take(whole, self._pick, axis=0, out=out, mode="clip")  # any other mode copies twice
         if self.normalised:
             out -= self._mean
             out *= self._scale

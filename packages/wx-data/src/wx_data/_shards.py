@@ -10,6 +10,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any
 
 import google_crc32c
@@ -160,15 +161,12 @@ class ShardReader:
             ShardError: missing or truncated file, or a checksum that does not match.
         """
         start, stop = rows or (0, self.codec.rows)
-        descriptor = _open(path)
-        try:
-            found = os.fstat(descriptor).st_size
+        with _open(path) as file:
+            found = os.fstat(file.fileno()).st_size
             if found < self.codec.index_size or (size is not None and found != size):
                 expected = size if size is not None else f"at least {self.codec.index_size}"
                 raise ShardError(f"truncated or replaced: {expected} bytes expected, {found} found")
-            self._read_bands(_Shard(descriptor, found, self), out, start, stop, field)
-        finally:
-            os.close(descriptor)
+            self._read_bands(_Shard(file, found, self), out, start, stop, field)
 
     def _read_bands(self, shard: "_Shard", out: Field, start: int, stop: int, field: int) -> None:
         codec = self.codec
@@ -206,16 +204,17 @@ class ShardReader:
 class _Shard:
     """An open shard file: checks what it hands out."""
 
-    def __init__(self, descriptor: int, size: int, reader: ShardReader) -> None:
-        self.descriptor, self.size, self.reader = descriptor, size, reader
+    def __init__(self, file: FileIO, size: int, reader: ShardReader) -> None:
+        self.file, self.size, self.reader = file, size, reader
         self.whole = self._fetch(0, size) if size <= _WHOLE_FILE else None
 
     def _fetch(self, offset: int, size: int) -> _Bytes:
         buffer = self.reader.scratch(size)
-        got = os.preadv(self.descriptor, [buffer.data], offset)
+        self.file.seek(offset)
+        got = 0
         while got < size:
-            more = os.preadv(self.descriptor, [buffer[got:].data], offset + got)
-            if more == 0:
+            more = self.file.readinto(buffer[got:].data)
+            if not more:
                 raise ShardError(f"truncated: the file ended at byte {offset + got}")
             got += more
         return buffer
@@ -246,9 +245,9 @@ class _Shard:
         return raw[:-_CRC]
 
 
-def _open(path: str) -> int:
+def _open(path: str) -> FileIO:
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return FileIO(path)
     except FileNotFoundError:
         raise ShardError("the file is missing") from None
 

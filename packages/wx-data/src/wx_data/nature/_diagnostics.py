@@ -14,11 +14,12 @@ from wx_data.nature._config import (
 )
 from wx_data.nature._dynamics import Dynamics
 from wx_data.nature._physics import saturation
-from wx_data.nature._sphere import Synthesis
+from wx_data.nature._sphere import Synthesis, gaussian_latitudes
 from wx_data.nature._sun import season, zenith_anomaly
 from wx_data.nature._surface import land_fraction
 
 _LAPSE = 6.5e-3  # K per metre, the standard atmosphere
+_Taps = tuple[Tensor, Tensor, Tensor]  # two indices and the weight of the second
 
 
 class Diagnostics:
@@ -39,20 +40,20 @@ class Diagnostics:
         self._log_levels = [
             float(np.log(100.0 * p / REFERENCE_PRESSURE)) for p in self.config.pressure_levels
         ]
-        self._rain_rows, self._rain_columns = self._rain_weights()
+        self._rows, self._columns = self._rain_taps()
 
-    def _rain_weights(self) -> tuple[Tensor, Tensor]:
-        """Linear interpolation from the Gaussian grid; a pole takes the zonal mean of the nearest row."""
-        gauss, sun = self.dynamics.config.gaussian_grid
-        inner = np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(gauss)[0]))
-        outer = self.latitudes[::-1]
-        position = np.clip(np.interp(outer, inner, np.arange(gauss)), 0, gauss - 1)
-        rows = np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(gauss)[None, :]))[::-1, ::-1]
-        nlon = self.config.grid[1]
-        offset = np.arange(nlon)[:, None] * sun / nlon - np.arange(sun)[None, :]
-        offset = (offset + sun / 2) % sun - sun / 2
-        columns = np.maximum(0.0, 1.0 - np.abs(offset))
-        return self._put(rows), self._put(columns / columns.sum(1, keepdims=True))
+    def _rain_taps(self) -> tuple[_Taps, _Taps]:
+        """Linear interpolation from the Gaussian grid in latitude and in longitude."""
+        nlat, nlon = self.config.gaussian_grid
+        inner = np.rad2deg(np.arcsin(gaussian_latitudes(nlat)[0]))
+        rows = np.interp(-self.latitudes, -inner, np.arange(nlat))
+        columns = np.arange(self.longitudes.size) * (nlon / self.longitudes.size)
+        return self._taps(rows, nlat), self._taps(columns, nlon)
+
+    def _taps(self, position: NDArray[np.float64], size: int) -> _Taps:
+        first = np.floor(position).astype(np.int64)
+        near, far = (torch.from_numpy(i % size).to(self.land.device) for i in (first, first + 1))
+        return near, far, self._put(position - first)
 
     def fields(self, now: Tensor, rain: Tensor, time: NDArray[np.int64]) -> Tensor:
         """All channels, (member, channel, latitude, longitude)."""
@@ -129,10 +130,14 @@ class Diagnostics:
         return 0.5 * (low + skin)
 
     def _rain(self, rain: Tensor) -> Tensor:
-        rows = torch.matmul(self._rain_rows, torch.matmul(rain, self._rain_columns.T))
-        poles = rows[:, [0, -1]].mean(2, keepdim=True)
-        rows[:, [0, -1]] = poles.expand(-1, -1, rows.shape[2])
-        return rows.permute(2, 0, 1)
+        """Rain on the output grid, (longitude, member, latitude); a pole takes the mean of the nearest row."""
+        # Sums of two terms, no matrix product: a member must not feel the size of its batch.
+        (above, below, weight), (west, east, share) = self._rows, self._columns
+        rows = torch.lerp(rain[:, above], rain[:, below], weight[:, None])
+        fields = torch.lerp(rows[:, :, west], rows[:, :, east], share)
+        poles = fields[:, [0, -1]].mean(2, keepdim=True)
+        fields[:, [0, -1]] = poles.expand(-1, -1, fields.shape[2])
+        return fields.permute(2, 0, 1)
 
 
 def _interpolate(level: float, values: Tensor, logs: Tensor) -> Tensor:

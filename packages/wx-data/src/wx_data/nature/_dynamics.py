@@ -66,6 +66,7 @@ class Dynamics:
             self._damping[2 * config.levels : 3 * config.levels] = 0.0
 
     def put(self, array: NDArray[np.float64]) -> Tensor:
+        """A float32 tensor on the device of the model."""
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, torch.float32)
 
     def _surface(self, latitudes: NDArray[np.float64], longitudes: NDArray[np.float64]) -> Tensor:
@@ -127,7 +128,10 @@ class Dynamics:
     def step(
         self, now: Tensor, previous: Tensor, heating: Tensor, rain: Tensor, time: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step in place of ``rain``; returns the new now, the filtered previous and the new heating."""
+        """One step; returns the new now, the filtered previous and the new heating.
+
+        ``now`` is used up and ``rain`` is added to in place.
+        """
         fields, wind = self.on_grid(now)
         if (fresh := time % OUTPUT_INTERVAL == 0).any():
             rain.mul_(torch.from_numpy(~fresh).to(rain)[:, None])
