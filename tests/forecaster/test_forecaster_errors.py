@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from wx_data import Grid, SourceError, Statistics, Store, StoreError, compute_statistics, convert, open_source
 
 from recipes.forecaster.assemble import build
 from recipes.forecaster.data import data
 from recipes.forecaster.forecast import forecast
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load, train
+from wx_data import Grid, SourceError, Statistics, Store, StoreError, compute_statistics, convert, open_source
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from wx_data import Grid, SourceError, open_source
 
 from recipes.forecaster.real import real
 from recipes.forecaster.settings import Settings
+from wx_data import Grid, SourceError, open_source
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -35,7 +35,9 @@ def test_forecast_from_a_real_file(
     name: str, settings: Settings, run: Path, files: Path, tmp_path: Path
 ) -> None:
     file, choices = CASES[name]
-    store = real(settings, run, file=files / file, out=tmp_path, fill="climatology", progress=False, **choices)
+    store = real(
+        settings, run, file=files / file, out=tmp_path, fill="climatology", progress=False, **choices
+    )
     data = xr.open_zarr(store, chunks=None)
     fields = data["forecast"].isel(init_time=0)
     assert np.isfinite(fields.values).all()
@@ -61,7 +63,12 @@ def test_analyses_reach_the_forecaster_in_its_units_and_on_its_grid(files: Path)
     fields = source.read(source.times[-1:]).values[0]
     with xr.open_dataset(files / CASES["era5"][0]) as raw:
         for place, (variable, level) in enumerate(
-            [("geopotential", 500), ("temperature", 850), ("u_component_of_wind", 250), ("specific_humidity", 850)]
+            [
+                ("geopotential", 500),
+                ("temperature", 850),
+                ("u_component_of_wind", 250),
+                ("specific_humidity", 850),
+            ]
         ):
             original = raw[variable].sel(level=level).squeeze().transpose("latitude", "longitude")
             weights = np.cos(np.deg2rad(original["latitude"].values))[:, None]
@@ -71,7 +78,9 @@ def test_analyses_reach_the_forecaster_in_its_units_and_on_its_grid(files: Path)
             assert abs(ours - mean) < 0.02 * scale, channels[place]
 
 
-def test_what_a_file_lacks_is_one_clear_error(settings: Settings, run: Path, files: Path, tmp_path: Path) -> None:
+def test_what_a_file_lacks_is_one_clear_error(
+    settings: Settings, run: Path, files: Path, tmp_path: Path
+) -> None:
     with pytest.raises(SourceError, match="msl") as caught:
         real(settings, run, file=files / CASES["ifs"][0], out=tmp_path, progress=False)
     assert all(name in str(caught.value) for name in ("z250", "t2m", "tp"))

@@ -141,7 +141,7 @@ def _sun(days: Floats) -> tuple[Floats, Floats]:
 
 def _year_fraction(times: NDArray[np.datetime64]) -> Floats:
     year = times.astype("datetime64[Y]")
-    start, end = year.astype("datetime64[ns]"), (year + 1).astype("datetime64[ns]")
+    start, end = year.astype("datetime64[ns]"), (year + np.timedelta64(1, "Y")).astype("datetime64[ns]")
     fraction: Floats = (times - start) / (end - start)
     return fraction
 

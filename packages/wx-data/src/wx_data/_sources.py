@@ -424,7 +424,7 @@ def _kind(path: Path) -> str:
 
 def _open_zarr(path: Path) -> list[xr.Dataset]:
     if (path / "zarr.json").exists():
-        consolidated = "consolidated_metadata" in read_group(path)
+        consolidated = read_group(path).get("consolidated_metadata") is not None
     else:
         consolidated = (path / ".zmetadata").exists()
     return [xr.open_zarr(path, chunks=None, consolidated=consolidated)]

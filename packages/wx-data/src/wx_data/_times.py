@@ -41,7 +41,8 @@ def lead_hours(lead: LeadLike) -> int:
     Raises:
         ValueError: the lead is not a whole number of hours.
     """
-    if isinstance(lead, int | np.integer):
+    # A timedelta64 is an np.integer too.
+    if isinstance(lead, int | np.integer) and not isinstance(lead, np.timedelta64):
         return int(lead)
     value = np.timedelta64(lead)
     if value.astype("timedelta64[ns]") % _HOUR.astype("timedelta64[ns]") != np.timedelta64(0, "ns"):

@@ -10,6 +10,7 @@ from ._fields import Chunk, as_history, channel_names, channel_units, seconds
 from ._protocols import History
 
 _DAY = np.timedelta64(86400, "s")
+_YEAR = np.timedelta64(1, "Y")
 _KEEP = 64
 Times = npt.NDArray[np.datetime64]
 
@@ -93,7 +94,7 @@ def same_season(times: Times, valid_time: np.datetime64, window_days: int) -> np
     inside = np.zeros(stamps.shape, bool)
     years = stamps.astype("datetime64[Y]")
     # A window around 1 January also reaches into the years before the first and after the last.
-    for year in np.arange(years.min() - 1, years.max() + 2):
+    for year in np.arange(years.min() - _YEAR, years.max() + 2 * _YEAR):
         centre = _same_day(valid, year) + hour
         inside |= np.abs(stamps - centre) <= window_days * _DAY
     same_hour = (stamps - stamps.astype("datetime64[D]")) == hour
@@ -104,7 +105,7 @@ def _same_day(valid: np.datetime64, year: np.datetime64) -> np.datetime64:
     month = valid.astype("datetime64[M]") - valid.astype("datetime64[Y]").astype("datetime64[M]")
     day = valid.astype("datetime64[D]") - valid.astype("datetime64[M]").astype("datetime64[D]")
     start = year.astype("datetime64[M]") + month
-    last = (start + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+    last = (start + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
     found: np.datetime64 = min(start.astype("datetime64[D]") + day, last).astype("datetime64[s]")
     return found
 

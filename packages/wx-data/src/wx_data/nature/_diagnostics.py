@@ -50,10 +50,10 @@ class Diagnostics:
         columns = np.arange(self.longitudes.size) * (nlon / self.longitudes.size)
         return self._taps(rows, nlat), self._taps(columns, nlon)
 
-    def _taps(self, position: NDArray[np.float64], size: int) -> _Taps:
+    def _taps(self, position: NDArray[np.floating], size: int) -> _Taps:
         first = np.floor(position).astype(np.int64)
         near, far = (torch.from_numpy(i % size).to(self.land.device) for i in (first, first + 1))
-        return near, far, self._put(position - first)
+        return near, far, self._put((position - first).astype(np.float64))
 
     def fields(self, now: Tensor, rain: Tensor, time: NDArray[np.int64]) -> Tensor:
         """All channels, (member, channel, latitude, longitude)."""
@@ -130,7 +130,7 @@ class Diagnostics:
         return 0.5 * (low + skin)
 
     def _rain(self, rain: Tensor) -> Tensor:
-        """Rain on the output grid, (longitude, member, latitude); a pole takes the mean of the nearest row."""
+        """Rain on the output grid, (longitude, member, latitude); a pole takes its row's mean."""
         # Sums of two terms, no matrix product: a member must not feel the size of its batch.
         (above, below, weight), (west, east, share) = self._rows, self._columns
         rows = torch.lerp(rain[:, above], rain[:, below], weight[:, None])

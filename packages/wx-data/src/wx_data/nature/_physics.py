@@ -151,5 +151,9 @@ class Forcing:
         moistening.addcmul_(humidity.clamp(max=0.0), self._condense, value=-1.0)
         thirst = (saturated[:, -1] * c.evaporation_humidity).sub_(humidity[:, -1]).clamp_(min=0.0)
         moistening[:, -1].addcmul_(thirst, self._evaporate)
-        fallen = rain.mul_(self._water).sum(1)
+        rain.mul_(self._water)
+        # Layer by layer: torch.sum may take another order, and other bits, for another number of members.
+        fallen = rain[:, 0].clone()
+        for level in range(1, rain.shape[1]):
+            fallen += rain[:, level]
         return fallen.mul_(log_pressure.exp() * REFERENCE_PRESSURE)

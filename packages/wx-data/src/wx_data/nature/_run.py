@@ -123,7 +123,7 @@ def _plan(periods: Sequence[tuple[ArrayLike, ArrayLike]]) -> _Plan:
             f"all periods must be equally long, got {days} days; cut the longer ones (29 February?)"
         )
     if (
-        lengths[0] <= np.timedelta64(0)
+        lengths[0] <= np.timedelta64(0, "s")
         or lengths[0] % _SIX_HOURS
         or (seconds_since_1970(edges) % 21600).any()
     ):

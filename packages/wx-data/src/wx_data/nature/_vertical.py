@@ -64,6 +64,8 @@ class Layers:
             + GAS_CONSTANT * REFERENCE_TEMPERATURE * self.thickness[None, :]
         )
         speeds, modes = np.linalg.eig(operator)
-        if np.iscomplexobj(speeds) or (speeds <= 0).any():
+        # NumPy 2.5 and later return complex numbers whether they are real or not.
+        if np.imag(speeds).any() or (np.real(speeds) <= 0).any():
             raise ValueError("the vertical scheme has a gravity wave without a real phase speed")
+        speeds, modes = np.real(speeds), np.real(modes)
         return speeds, modes, np.linalg.inv(modes)
