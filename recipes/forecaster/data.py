@@ -103,11 +103,14 @@ def in_parallel(
     run: Path,
     progress: bool,
 ) -> None:
-    """Run `work` in processes of one thread each: at these sizes faster than one process with all threads.
+    """Run `work` once, in processes of one thread each: faster here than one process with all threads.
 
     Raises:
         RuntimeError: a part failed; its own error stands above.
     """
+    done = run / f"{work.__name__}.done"
+    if done.exists():
+        return
     if settings.device != "cpu":
         parts = 1
     context, parent = multiprocessing.get_context("spawn"), os.getpid()
@@ -122,6 +125,7 @@ def in_parallel(
     failed = [i for i, process in enumerate(processes) if process.exitcode]
     if failed:
         raise RuntimeError(f"part {failed} of {parts} of {work.__name__} failed; its error stands above")
+    done.touch()
 
 
 def _part(

@@ -39,6 +39,7 @@ class Settings:
         downsampling: full-grid points per latent point (rows, columns).
         latent_patch: latent points per token of the latent network.
         latent_width, latent_depth, latent_heads: size of the latent network.
+        latent_mixing: kernel of the depthwise convolutions in the latent network, 0 for none.
         noise_dim: length of the noise vector (CRPS only).
         projector_width, projector_depth, projector_heads: size of the projector.
         batch_size: samples per training step.
@@ -77,6 +78,7 @@ class Settings:
     latent_width: int = 192
     latent_depth: int = 4
     latent_heads: int = 4
+    latent_mixing: int = 3
     noise_dim: int = 32
     projector_width: int = 64
     projector_depth: int = 2
@@ -223,8 +225,8 @@ def _smoke() -> Settings:
         projector_depth=1,
         projector_heads=2,
         batch_size=4,
-        steps=12,
-        projector_steps=6,
+        steps=40,
+        projector_steps=40,
         warmup=4,
         sampler_steps=2,
         precision="float32",

@@ -50,7 +50,7 @@ def truth(folder: Path) -> Path:
 
 
 def opened(path: Path) -> xr.Dataset:
-    data: xr.Dataset = xr.open_zarr(path, consolidated=False).load()
+    data: xr.Dataset = xr.open_zarr(path).load()
     return data
 
 

@@ -304,3 +304,43 @@ def test_projector_names_wrong_inputs() -> None:
         network.project(r, state)
     with pytest.raises(ValueError, match="0 forcing channels, got"):
         LocalProjector(replace(PROJECTOR, forcing_channels=0)).project(r, state, forcing)
+
+
+def test_additions_to_atlas_start_as_zero_and_reach_every_weight() -> None:
+    """Mixing, gates and skip leave the network zero at the start, and no weight of them without a gradient."""
+    config = LatentTransformerConfig(
+        channels=3, grid=(5, 8), width=16, depth=2, heads=2, mixing=3, gate=0.7, linear_skip=True
+    )
+    network = LatentTransformer(config)
+    generator = torch.Generator().manual_seed(0)
+    x, state, previous, weight = torch.randn(4, 2, 3, 5, 8, generator=generator)
+    cond, t = {"state": state, "previous": previous}, torch.tensor([0.2, 0.7])
+    assert not network.predict(x, cond, t=t).any()
+    torch.nn.init.normal_(network.output.linear.weight, generator=generator)
+    (network.predict(x, cond, t=t) * weight).sum().backward()
+    for name, parameter in network.named_parameters():
+        if "mixing" in name or "skip" in name or name.endswith("modulation.bias"):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_mixing_is_a_periodic_convolution_and_the_skip_a_linear_map() -> None:
+    """Invariance: rolling longitude by whole patches rolls the output of a network without position."""
+    config = LatentTransformerConfig(
+        channels=2, grid=(5, 8), width=16, depth=1, heads=2, mixing=3, gate=1.0, linear_skip=True
+    )
+    network = LatentTransformer(config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    for embedding in (network.state_embedding, network.history_embedding):
+        embedding.position.zero_()
+    x, state, previous = torch.randn(3, 1, 2, 5, 8, generator=generator)
+    t = torch.tensor([0.4])
+    out = network.predict(x, {"state": state, "previous": previous}, t=t)
+    rolled = network.predict(
+        x.roll(2, -1), {"state": state.roll(2, -1), "previous": previous.roll(2, -1)}, t=t
+    )
+    torch.testing.assert_close(rolled, out.roll(2, -1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="mixing must be 0 or an odd"):
+        LatentTransformerConfig(channels=2, grid=(5, 8), width=16, depth=1, heads=2, mixing=4)

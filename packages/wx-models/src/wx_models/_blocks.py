@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from wx_models._attention import neighborhood_attention
 
 _LAYER_NORM_EPS = 1e-6
+_ZERO = ("modulation", "output.linear", "mixing.conv", "skip.proj")
 _TIME_SCALE = 1000.0
 _TIME_FEATURES = 256
 _MAX_PERIOD = 10000.0
 
 
 class PatchEmbedding(nn.Module):
-    """Fields (N, C, H, W) to tokens (N, h, w, D): pad, strided convolution, fixed or learned position.
+    """Fields (N, C, H, W) to tokens (N, h, w, D): pad, strided convolution, fixed, learned or no position.
 
     The grid is padded to whole patches: reflected rows at the south, wrapped columns in the east.
     """
 
-    position: Tensor
+    position: Tensor | None
 
     def __init__(
         self, channels: int, width: int, grid: tuple[int, int], patch: tuple[int, int], *, position: str
@@ -36,11 +37,12 @@ class PatchEmbedding(nn.Module):
         tokens = token_grid(grid, patch)
         self.padding = (tokens[1] * patch[1] - grid[1], tokens[0] * patch[0] - grid[0])
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
-        table = sincos_position(*tokens, width)
-        if position == "learned":
-            self.position = nn.Parameter(table)
+        if position == "none":
+            self.register_buffer("position", None)
+        elif position == "learned":
+            self.position = nn.Parameter(sincos_position(*tokens, width))
         else:
-            self.register_buffer("position", table)
+            self.register_buffer("position", sincos_position(*tokens, width))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         east, south = self.padding
@@ -49,8 +51,8 @@ class PatchEmbedding(nn.Module):
         if east:
             x_NCHW = F.pad(x_NCHW, (0, east, 0, 0), mode="circular")
         with full_precision(x_NCHW):
-            tokens: Tensor = self.proj(x_NCHW)
-        return tokens.permute(0, 2, 3, 1) + self.position
+            tokens: Tensor = self.proj(x_NCHW).permute(0, 2, 3, 1)
+        return tokens if self.position is None else tokens + self.position
 
 
 def token_grid(grid: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -164,8 +166,12 @@ class Block(nn.Module):
         longitude: str = "periodic",
         qk_norm: bool = False,
         noise: bool = False,
+        mixing: int = 0,
+        gate: float = 0.0,
     ) -> None:
         super().__init__()
+        self.gate = gate
+        self.mixing = LocalMixing(width, mixing) if mixing else None
         self.attn = Attention(width, heads, kernel=kernel, longitude=longitude, qk_norm=qk_norm)
         self.mlp = MLP(width, mlp_ratio * width, width)
         self.modulation = nn.Linear(width, 6 * width)
@@ -175,6 +181,8 @@ class Block(nn.Module):
         m = self.modulation(c_MD)
         if self.noise_modulation is not None:
             m = m + self.noise_modulation(xi_ND)
+        if self.mixing is not None:
+            x_NhwD = x_NhwD + self.mixing(x_NhwD)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = m[:, None, None, :].chunk(6, dim=-1)
         x_NhwD = x_NhwD + gate_a * self.attn(normalise(x_NhwD, shift_a, scale_a))
         out: Tensor = x_NhwD + gate_m * self.mlp(normalise(x_NhwD, shift_m, scale_m))
@@ -187,6 +195,21 @@ def normalise(x_NhwD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x_NhwD * (1 + scale) + shift
 
 
+class LocalMixing(nn.Module):
+    """Depthwise convolution of tokens (N, h, w, D): wrapped columns, rows repeated at the poles."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.reach = kernel // 2
+        self.conv = nn.Conv2d(width, width, kernel, groups=width)
+
+    def forward(self, x_NhwD: Tensor) -> Tensor:
+        r = self.reach
+        wrapped = F.pad(x_NhwD.permute(0, 3, 1, 2), (r, r, 0, 0), mode="circular")
+        mixed: Tensor = self.conv(F.pad(wrapped, (0, 0, r, r), mode="replicate"))
+        return mixed.permute(0, 2, 3, 1)
+
+
 class OutputLayer(nn.Module):
     """Tokens (N, h, w, D) to fields (N, C, h p1, w p2): modulated layer norm, Linear, patches in place."""
 
@@ -196,10 +219,12 @@ class OutputLayer(nn.Module):
         self.linear = nn.Linear(width, patch[0] * patch[1] * channels)
         self.modulation = nn.Linear(width, 2 * width)
 
-    def forward(self, x_NhwD: Tensor, c_MD: Tensor) -> Tensor:
+    def forward(self, x_NhwD: Tensor, c_MD: Tensor, skip_NhwP: Tensor | None = None) -> Tensor:
         with full_precision(x_NhwD):
             shift, scale = self.modulation(c_MD.to(x_NhwD.dtype))[:, None, None, :].chunk(2, dim=-1)
             patches: Tensor = self.linear(normalise(x_NhwD, shift, scale))
+        if skip_NhwP is not None:
+            patches = patches + skip_NhwP
         (n, h, w, _), (rows, columns) = patches.shape, self.patch
         fields = patches.reshape(n, h, w, rows, columns, self.channels).permute(0, 5, 1, 3, 2, 4)
         return fields.reshape(n, self.channels, h * rows, w * columns)
@@ -232,8 +257,8 @@ def mixed_precision(x: Tensor, dtype: torch.dtype | None) -> AbstractContextMana
 def initialise(network: nn.Module, seed: int) -> None:
     """Sets the weights: Xavier for matrices, zero for biases, modulations and the output (adaLN-Zero).
 
-    The network then starts as zero: it predicts the mean residual. A network on the meta device is left
-    alone.
+    The network then starts as zero: it predicts the mean residual. Gates start at `Block.gate`, zero in
+    adaLN-Zero. A network on the meta device is left alone.
     """
     weights = list(network.parameters())
     if any(weight.is_meta for weight in weights):
@@ -243,7 +268,12 @@ def initialise(network: nn.Module, seed: int) -> None:
         if not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        if name.endswith("modulation") or name == "output.linear":
+        if name.endswith(_ZERO):
             nn.init.zeros_(module.weight)
         else:
             nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+    for module in network.modules():
+        if isinstance(module, Block) and module.gate:
+            _, _, gate_a, _, _, gate_m = module.modulation.bias.detach().chunk(6)
+            gate_a.fill_(module.gate)
+            gate_m.fill_(module.gate)

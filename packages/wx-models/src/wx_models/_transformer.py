@@ -64,6 +64,10 @@ class LatentTransformerConfig(JsonConfig):
         attention: "global" or "local", for all blocks or for each.
         kernel: window (rows, columns) in tokens of local attention.
         qk_norm: layer norm of queries and keys.
+        mixing: odd kernel of a depthwise convolution over tokens at the start of every block; 0 for none. Not
+            in ATLAS: most of what a step changes is local, and on small budgets nothing else helps as much.
+        gate: initial value of the gates of the blocks. 0 in ATLAS; 1 / sqrt(depth) learns faster at first.
+        linear_skip: the output is added to a linear map of the inputs, patch by patch. Not in ATLAS.
         conv_head: 3x3 convolution of the output fields.
         position: fixed "sincos" table, or "learned" from it.
     """
@@ -84,6 +88,9 @@ class LatentTransformerConfig(JsonConfig):
     attention: str | tuple[str, ...] = "global"
     kernel: tuple[int, int] = (3, 3)
     qk_norm: bool = False
+    mixing: int = 0
+    gate: float = 0.0
+    linear_skip: bool = False
     conv_head: bool = False
     position: str = "sincos"
 
@@ -92,6 +99,8 @@ class LatentTransformerConfig(JsonConfig):
         check_choice(self, "position", POSITIONS)
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads} must divide width {self.width}")
+        if self.mixing < 0 or (self.mixing and self.mixing % 2 == 0):
+            raise ValueError(f"mixing must be 0 or an odd kernel size, got {self.mixing}")
         if any(width < 4 or width % 4 for width in self.stream_widths):
             raise ValueError(
                 f"state and history widths {self.stream_widths} must be multiples of 4: "
@@ -165,6 +174,7 @@ class LatentTransformer(nn.Module):
         self.noise = _noise_mlp(config)
         self.blocks = nn.ModuleList(_block(config, kind) for kind in config.block_attention)
         self.output = OutputLayer(config.width, config.channels, config.patch)
+        self.skip = _skip(config, inputs) if config.linear_skip else None
         self.conv_head = ConvHead(config.channels) if config.conv_head else None
         initialise(self, seed)
 
@@ -197,30 +207,37 @@ class LatentTransformer(nn.Module):
         _check_given("x", x is not None, config.takes_x)
         _check_given("t", t is not None, config.takes_t)
         _check_given("noise", noise is not None, config.noise_dim > 0)
-        tokens = self._embed(x, cond)
+        inputs, previous = self._inputs(x, cond)
+        streams = [self.state_embedding(inputs), self.history_embedding(previous)]
+        tokens = torch.cat(streams[::-1] if config.history_first else streams, dim=-1)
+        skip = None if self.skip is None else self.skip(torch.cat([inputs, previous], dim=1))
         c = F.silu(self.time(self.time.frequencies.new_ones(1) if t is None else t))
         with mixed_precision(tokens, self.compute_dtype):
             xi = None if noise is None or self.noise is None else F.silu(self.noise(noise))
             for block in self.blocks:
                 tokens = block(tokens, c, xi)
-        fields: Tensor = self.output(tokens, c)
+        fields: Tensor = self.output(tokens, c, skip)
         if self.conv_head is not None:
             fields = self.conv_head(fields)
         return fields[..., : config.grid[0], : config.grid[1]]
 
-    def _embed(self, x: Tensor | None, cond: Cond) -> Tensor:
+    def _inputs(self, x: Tensor | None, cond: Cond) -> tuple[Tensor, Tensor]:
         config = self.config
         inputs = [] if x is None else [check_field("x", x, config.channels, config.grid)]
         inputs.append(_cond_field(cond, "state", config.channels, config.grid))
         if config.forcing_channels:
             inputs.append(_cond_field(cond, "forcing", config.forcing_channels, config.grid))
         previous = _cond_field(cond, "previous", config.channels, config.grid)
-        streams = [self.state_embedding(torch.cat(inputs, dim=1)), self.history_embedding(previous)]
-        return torch.cat(streams[::-1] if config.history_first else streams, dim=-1)
+        return torch.cat(inputs, dim=1), previous
 
 
 def _noise_mlp(config: LatentTransformerConfig) -> MLP | None:
     return MLP(config.noise_dim, config.mlp_ratio * config.width, config.width) if config.noise_dim else None
+
+
+def _skip(config: LatentTransformerConfig, inputs: int) -> PatchEmbedding:
+    width = config.channels * config.patch[0] * config.patch[1]
+    return PatchEmbedding(inputs + config.channels, width, config.grid, config.patch, position="none")
 
 
 def _block(config: LatentTransformerConfig, kind: str) -> Block:
@@ -231,6 +248,8 @@ def _block(config: LatentTransformerConfig, kind: str) -> Block:
         kernel=config.kernel if kind == "local" else None,
         qk_norm=config.qk_norm,
         noise=config.noise_dim > 0,
+        mixing=config.mixing,
+        gate=config.gate,
     )
 
 

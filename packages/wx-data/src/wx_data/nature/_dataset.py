@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ def create(
     building = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         _declare(building, model, leading, chunks, identity)
+        _consolidate(building)
         building.rename(path)
     except FileExistsError:
         shutil.rmtree(building)  # another process was first
@@ -107,6 +109,14 @@ def _declare(
             dimension_names=tuple(sizes),
             attributes=attributes(name),
         )
+
+
+def _consolidate(path: Path) -> None:
+    """One metadata file for all arrays, which xarray looks for first; shapes never change afterwards."""
+    with warnings.catch_warnings():
+        # zarr says that format 3 does not specify it yet; readers without it take the arrays' own files.
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(path)
 
 
 def _whole(
