@@ -79,6 +79,7 @@ def build(settings: Settings, store: Store, statistics: Statistics) -> Parts:
             noise_dim=0 if generative else settings.noise_dim,
             position="learned",
             qk_norm=True,
+            history_width=settings.history_width,
             mixing=settings.latent_mixing,
             gate=settings.latent_depth**-0.5,
             linear_skip=True,

@@ -14,7 +14,7 @@ import torch
 
 from recipes.forecaster.settings import Settings
 from wx_data import Statistics, Store, compute_statistics, convert, open_source
-from wx_data.nature import NatureConfig, ensemble, load_states
+from wx_data.nature import NatureConfig, ensemble, load_states, save_states, spin_up
 from wx_data.nature import run as nature_run
 
 PERFECT, OPERATIONAL = "perfect model", "operational"
@@ -22,6 +22,8 @@ PERFECT, OPERATIONAL = "perfect model", "operational"
 
 def data(settings: Settings, run: Path, *, progress: bool = True) -> None:
     """Fill `run` with `nature.zarr`, `train.store`, `test.store` and the ensembles; what is there is kept."""
+    if not _shipped(settings):
+        in_parallel(settings.threads, spin_up_years, settings, run, progress)
     in_parallel(settings.threads, simulate, settings, run, progress)
     source = open_source(run / "nature.zarr")
     first_test = settings.periods[-1][0]
@@ -42,12 +44,22 @@ def data(settings: Settings, run: Path, *, progress: bool = True) -> None:
     in_parallel(settings.threads, simulate_ensembles, settings, run, progress)
 
 
+def spin_up_years(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:
+    """One process's share of the atmospheres that the years start from; the default planet's are shipped."""
+    starts = np.array([start for start, _ in settings.periods])[part[0] :: part[1]]
+    if progress:
+        print(f"spinning up {len(starts)} atmospheres", flush=True)
+    states = spin_up(settings.nature, len(starts), seed=settings.seed + part[0], device=settings.device)
+    save_states(run / "spin_up", states.at(starts))
+
+
 def simulate(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:
     """One process's share of the years, and the full states from which ensembles start."""
     nature_run(
         settings.nature,
         run / "nature.zarr",
         settings.periods,
+        states=None if _shipped(settings) else load_states(run / "spin_up"),
         restart_times=np.concatenate([settings.init_times, _pool_times(settings)]),
         part=part,
         device=settings.device,
@@ -87,6 +99,11 @@ def ensembles(settings: Settings) -> list[tuple[str, NatureConfig, float]]:
 def ensemble_path(run: Path, name: str) -> Path:
     """Where an ensemble is written."""
     return run / f"{name.replace(' ', '_')}.zarr"
+
+
+def _shipped(settings: Settings) -> bool:
+    default = NatureConfig()
+    return (settings.nature.truncation, settings.nature.levels) == (default.truncation, default.levels)
 
 
 def _pool_times(settings: Settings) -> np.ndarray:

@@ -39,6 +39,7 @@ class Settings:
         downsampling: full-grid points per latent point (rows, columns).
         latent_patch: latent points per token of the latent network.
         latent_width, latent_depth, latent_heads: size of the latent network.
+        history_width: part of the latent width that holds the previous state.
         latent_mixing: kernel of the depthwise convolutions in the latent network, 0 for none.
         noise_dim: length of the noise vector (CRPS only).
         projector_width, projector_depth, projector_heads: size of the projector.
@@ -78,6 +79,7 @@ class Settings:
     latent_width: int = 192
     latent_depth: int = 4
     latent_heads: int = 4
+    history_width: int = 80
     latent_mixing: int = 3
     noise_dim: int = 32
     projector_width: int = 64
@@ -218,6 +220,7 @@ def _smoke() -> Settings:
         climate_members=8,
         forecast_days=2,
         latent_width=32,
+        history_width=8,
         latent_depth=1,
         latent_heads=2,
         noise_dim=8,
@@ -236,4 +239,20 @@ def _smoke() -> Settings:
     )
 
 
-PRESETS = {"default": Settings, "smoke": _smoke}
+def _large() -> Settings:
+    """Hours of two cores: a planet finer than the latent resolves, ten years, a larger network."""
+    return Settings(
+        nature=NatureConfig(truncation=31, levels=8, step_minutes=24, diffusion_hours=12.0, grid=(49, 96)),
+        train_years=10,
+        latent_width=256,
+        history_width=96,
+        latent_depth=6,
+        projector_width=96,
+        projector_depth=3,
+        steps=8000,
+        projector_steps=1500,
+        starts=32,
+    )
+
+
+PRESETS = {"default": Settings, "smoke": _smoke, "large": _large}

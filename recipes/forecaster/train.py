@@ -120,13 +120,15 @@ class _Training:
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         self.network, self.settings, self.step = network, settings, 0
         self.optimizers = optimizers(network, settings)
-        self.peaks = [optimizer.param_groups[0]["lr"] for optimizer in self.optimizers]
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.peaks = [group["lr"] for group in self.groups]
         self.ema = EMA(network, sigma_rel=settings.ema) if settings.ema else None
 
     def advance(self, loss: Callable[[Sample], Tensor], sample: Sample, steps: int) -> float:
         rate = schedule(self.step, steps, self.settings)
-        for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * rate
+        for group, peak in zip(self.groups, self.peaks, strict=True):
+            group["lr"] = peak * rate
+        for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         value = loss(sample)
         value.backward()
@@ -156,16 +158,25 @@ class _Training:
 
 
 def optimizers(network: nn.Module, settings: Settings) -> list[Optimizer]:
-    """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else."""
+    """Muon for the matrices inside the blocks (Jordan et al. 2024), AdamW for everything else.
+
+    Whatever makes and applies the modulation moves ten times slower: it acts on all tokens of a row at once.
+    """
     matrices: list[nn.Parameter] = []
+    conditions: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, weight in network.named_parameters():
-        inner = name.startswith("blocks.") and weight.ndim == 2 and "modulation" not in name
-        (matrices if inner else others).append(weight)
-    decay = settings.weight_decay
+        if any(part in name for part in ("modulation", "time.", "noise.")):
+            conditions.append(weight)
+        elif name.startswith("blocks.") and weight.ndim == 2:
+            matrices.append(weight)
+        else:
+            others.append(weight)
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups = [{"params": others, "lr": rate}, {"params": conditions, "lr": rate / 10}]
     return [
         Muon(matrices, lr=settings.muon_rate, weight_decay=decay, momentum=0.95),
-        AdamW(others, lr=settings.learning_rate, weight_decay=decay, betas=(0.9, 0.98)),
+        AdamW(groups, lr=rate, weight_decay=decay, betas=(0.9, 0.98)),
     ]
 
 

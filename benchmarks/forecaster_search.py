@@ -1,0 +1,98 @@
+"""What helps on a small budget: train variants of the forecaster on one data set and compare their scores.
+
+    python benchmarks/forecaster_search.py runs/default [--steps 300] [--only mixing,step]
+
+Needs the data of a run (its `data` step). Every variant changes one thing of the default and gets the same
+number of training steps; the table gives fair CRPS over that of climatology (mean over channels) and the
+debiased spread/skill at some lead times, on the run's test year.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from wx_data import Statistics, Store, compute_statistics
+from wx_eval import Records, scores
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from recipes.forecaster.forecast import forecast
+from recipes.forecaster.settings import Settings
+from recipes.forecaster.train import train
+from recipes.forecaster.verify import CLIMATOLOGY, forecaster_name, score
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "default": {},
+    "no mixing (ATLAS blocks)": {"latent_mixing": 0},
+    "mixing 5": {"latent_mixing": 5},
+    "12 h steps": {"step_hours": 12},
+    "6 h steps": {"step_hours": 6},
+    "width 128": {"latent_width": 128},
+    "depth 6": {"latent_depth": 6},
+    "batch 12": {"batch_size": 12},
+    "difference CRPS 0.2": {"difference_weight": 0.2},
+    "weight average": {"ema": 0.05},
+    "interpolant": {"estimator": "interpolant"},
+    "edm": {"estimator": "edm", "sampler_steps": 12},
+}
+LINKS = ("train.store", "test.store", "operational.zarr", "perfect_model.zarr")
+DAYS = (1, 3, 5, 10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", default="", help="parts of the names of the variants to run")
+    options = parser.parse_args()
+    base = Settings.from_dict(json.loads((options.run / "settings.json").read_text()))
+    torch.set_num_threads(base.threads)
+    wanted = [part for part in options.only.split(",") if part]
+    print(
+        f"{'variant':28}{'train s':>8}" + "".join(f"{f'day {day}':>8}{'s/s':>6}" for day in DAYS), flush=True
+    )
+    for name, changes in VARIANTS.items():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        settings = replace(base, steps=options.steps, **changes)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds, row = measure(settings, options.run, Path(folder))
+        print(
+            f"{name:28}{seconds:8.0f}" + "".join(f"{share:8.3f}{ratio:6.2f}" for share, ratio in row),
+            flush=True,
+        )
+
+
+def measure(settings: Settings, data: Path, folder: Path) -> tuple[float, list[tuple[float, float]]]:
+    """Training time, and (CRPS over climatology's, spread/skill) at every lead time."""
+    for name in LINKS:
+        (folder / name).symlink_to((data / name).resolve())
+    store = Store(folder / "train.store")
+    if settings.step_hours not in Statistics.load(store.path).residuals:
+        compute_statistics(store, leads=(6, 12, 24)).save(store.path / "_wx" / "stats.parquet")
+    begin = time.monotonic()
+    train(settings, folder, progress=False)
+    seconds = time.monotonic() - begin
+    forecast(settings, folder, progress=False)
+    records: Records = score(settings, folder, progress=False)
+    table = scores(records).sel(region="global")
+    ours = table.sel(model=forecaster_name(settings))
+    share = ours["crps_fair"] / table["crps_fair"].sel(model=CLIMATOLOGY)
+    leads = [np.timedelta64(24 * day, "h") for day in DAYS]
+    return seconds, [
+        (float(share.sel(lead_time=t).mean()), float(ours["spread_skill_debiased"].sel(lead_time=t).mean()))
+        for t in leads
+    ]
+
+
+if __name__ == "__main__":
+    main()
