@@ -65,7 +65,7 @@ class Settings:
     seed: int = 0
     nature: NatureConfig = field(default_factory=NatureConfig)
     first_year: int = 2001
-    train_years: int = 8
+    train_years: int = 6
     days: int = 364
     step_hours: int = 24
     forecast_days: int = 10
@@ -74,20 +74,20 @@ class Settings:
     climate_members: int = 50
     perturbation: float = 0.1
     analysis_error: float = 0.15
-    downsampling: tuple[int, int] = (2, 2)
-    latent_patch: tuple[int, int] = (2, 2)
+    downsampling: tuple[int, int] = (1, 2)
+    latent_patch: tuple[int, int] = (4, 2)
     latent_width: int = 192
     latent_depth: int = 4
     latent_heads: int = 4
     history_width: int = 80
     latent_mixing: int = 3
     noise_dim: int = 32
-    projector_width: int = 64
+    projector_width: int = 48
     projector_depth: int = 2
     projector_heads: int = 4
     batch_size: int = 24
-    steps: int = 1000
-    projector_steps: int = 200
+    steps: int = 700
+    projector_steps: int = 150
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
     weight_decay: float = 0.01
@@ -252,6 +252,8 @@ def _large() -> Settings:
         steps=8000,
         projector_steps=1500,
         starts=32,
+        downsampling=(2, 2),
+        latent_patch=(2, 2),
     )
 
 
