@@ -307,7 +307,7 @@ def test_projector_names_wrong_inputs() -> None:
 
 
 def test_additions_to_atlas_start_as_zero_and_reach_every_weight() -> None:
-    """Mixing, gates and skip leave the network zero at the start, and no weight of them without a gradient."""
+    """Mixing, gates and skip leave the network zero at the start, and every weight of theirs learns."""
     config = LatentTransformerConfig(
         channels=3, grid=(5, 8), width=16, depth=2, heads=2, mixing=3, gate=0.7, linear_skip=True
     )
