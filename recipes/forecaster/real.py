@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,13 +44,14 @@ def real(
         SourceError: the file lacks channels or the earlier time, and the caller did not decide what to do.
     """
     parts, trained = load(settings, run)
-    means = dict(zip(parts.channels, Statistics.load(Store(run / "train.store").path).mean, strict=True))
+    means = Statistics.load(Store(run / "train.store").path).mean
+    lacking = _lacking(parts.channels, open_source(file, member=member).channels)
     source: Any = open_source(
         file,
         channels=parts.channels,
         grid=parts.grid,
         member=member,
-        fill={name: float(mean) for name, mean in means.items()} if fill == "climatology" else None,
+        fill={name: float(means[parts.channels.index(name)]) for name in lacking if fill == "climatology"},
         derive={"q": "relative_humidity"},
     )
     init = source.times[-1]
@@ -65,6 +67,12 @@ def real(
     store = write(parts, trained, source, np.array([init]), out / "forecast.zarr", progress=progress)
     _page(open_forecast(store), getattr(source, "provenance", {}), file).write(out / "report.html")
     return store
+
+
+def _lacking(channels: Sequence[str], present: Sequence[str]) -> list[str]:
+    """Channels that are neither there nor derived: specific humidity follows from relative humidity."""
+    derived = {f"q{name[1:]}" for name in present if name[0] == "r" and f"t{name[1:]}" in present}
+    return [name for name in channels if name not in {*present, *derived}]
 
 
 @dataclass(frozen=True)

@@ -120,9 +120,13 @@ class _Training:
     def __init__(self, network: nn.Module, settings: Settings) -> None:
         self.network, self.settings, self.step = network, settings, 0
         self.optimizers = optimizers(network, settings)
-        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.peaks = [group["lr"] for group in self.groups]
         self.ema = EMA(network, sigma_rel=settings.ema) if settings.ema else None
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Looked up every time: restoring an optimiser replaces its groups."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def advance(self, loss: Callable[[Sample], Tensor], sample: Sample, steps: int) -> float:
         rate = schedule(self.step, steps, self.settings)

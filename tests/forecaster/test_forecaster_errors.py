@@ -61,8 +61,7 @@ def test_nan_is_refused_and_the_conversion_goes_on_after_the_repair(
 
 def test_hole_in_time(planet: xr.Dataset, tmp_path: Path) -> None:
     gap = planet.isel(time=[*range(12), *range(13, 40)])
-    missing = str(planet["time"].values[12])[:13]
-    with pytest.raises(SourceError, match=missing):
+    with pytest.raises(SourceError, match="2001-01-03T18 -> 2001-01-04T06"):
         convert(open_source(gap), tmp_path / "store")
 
 
@@ -71,7 +70,7 @@ def test_truncated_shard_names_the_time_and_the_sizes(settings: Settings, run: P
     for shard in (tmp_path / "train.store" / "data").glob("c.*"):
         size = shard.stat().st_size
         shard.write_bytes(shard.read_bytes()[: size // 2])
-    with pytest.raises(StoreError, match=r"2001-.*(truncated|bytes)"):
+    with pytest.raises(StoreError, match=r"200[12]-.*truncated"):
         train(settings, tmp_path, progress=False)
 
 
