@@ -63,4 +63,6 @@ def _rank(rank: int, world: int, settings: Settings, run: Path, out: Path) -> No
         for step, state in enumerate(model.rollout(start, times, key, steps=2)):
             assert state.current.to_local().shape[2] == row_sizes(33, patch, world)[rank]
             torch.save(state.current.full_tensor(), out / f"{rank}-{step}.pt")
+    # A rank that leaves while another still talks to it ends in an abort.
+    dist.barrier()
     dist.destroy_process_group()
