@@ -78,7 +78,7 @@ def measure(settings: Settings, data: Path, folder: Path) -> tuple[float, list[t
         (folder / name).symlink_to((data / name).resolve())
     store = Store(folder / "train.store")
     if settings.step_hours not in Statistics.load(store.path).residuals:
-        compute_statistics(store, leads=(6, 12, 24)).save(store.path / "_wx" / "stats.parquet")
+        compute_statistics(store, leads=(6, 12, 24))
     begin = time.monotonic()
     train(settings, folder, progress=False)
     seconds = time.monotonic() - begin

@@ -39,8 +39,7 @@ def data(settings: Settings, run: Path, *, progress: bool = True) -> None:
     try:
         Statistics.load(store.path).residual(settings.step_hours)
     except (FileNotFoundError, KeyError):
-        statistics = compute_statistics(store, leads=(settings.step_hours,))
-        statistics.save(store.path / "_wx" / "stats.parquet")
+        compute_statistics(store, leads=(settings.step_hours,))
     in_parallel(settings.threads, simulate_ensembles, settings, run, progress)
 
 
