@@ -43,13 +43,24 @@ def data(settings: Settings, run: Path, *, progress: bool = True) -> None:
     in_parallel(settings.threads, simulate_ensembles, settings, run, progress)
 
 
-def spin_up_years(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:
+def spin_up_years(
+    settings: Settings, run: Path, part: tuple[int, int], progress: bool, *, days: int = 366
+) -> None:
     """One process's share of the atmospheres that the years start from; the default planet's are shipped."""
-    starts = np.array([start for start, _ in settings.periods])[part[0] :: part[1]]
-    if progress:
-        print(f"spinning up {len(starts)} atmospheres", flush=True)
-    states = spin_up(settings.nature, len(starts), seed=settings.seed + part[0], device=settings.device)
-    save_states(run / "spin_up", states.at(starts))
+    starts = np.array([start for start, _ in settings.periods])
+    mine = range(part[0], len(starts), part[1])
+    if not mine:
+        return
+    states = spin_up(
+        settings.nature,
+        mine,
+        days=days,
+        seed=settings.seed,
+        device=settings.device,
+        checkpoint=run / f"spin_up-{part[0]}-of-{part[1]}.npz",
+        progress=progress,
+    )
+    save_states(run / "spin_up", states.at(starts[list(mine)]))
 
 
 def simulate(settings: Settings, run: Path, part: tuple[int, int], progress: bool) -> None:

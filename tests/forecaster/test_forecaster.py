@@ -15,10 +15,12 @@ import pytest
 import torch
 import xarray as xr
 
+from recipes.forecaster.data import simulate, spin_up_years
 from recipes.forecaster.forecast import forecast, issue
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load, train
-from wx_data import Store, open_forecast
+from wx_data import Store, open_forecast, open_source
+from wx_data.nature import NatureConfig, NatureModel, load_states, spin_up
 from wx_eval import Records
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,22 @@ def test_training_years_and_test_year_do_not_touch(settings: Settings, run: Path
     assert past.times[-1] + np.timedelta64(30, "h") <= truth.times[0]
     assert len(past.gaps) == settings.train_years - 1
     assert settings.init_times.min() - np.timedelta64(settings.step_hours, "h") >= truth.times[0]
+
+
+def test_a_planet_whose_states_are_not_shipped_is_spun_up(settings: Settings, tmp_path: Path) -> None:
+    nature = NatureConfig(truncation=15, levels=3, step_minutes=45, grid=(17, 32))
+    small = replace(settings, nature=nature, days=9, starts=2, scorecard_days=(1,), forecast_days=1)
+    for part in range(2):
+        spin_up_years(small, tmp_path, (part, 2), progress=False, days=3)
+    spun = load_states(tmp_path / "spin_up")
+    assert list(spun.valid_time) == [start for start, _ in small.periods]
+    simulate(small, tmp_path, (0, 1), progress=False)
+    first = open_source(tmp_path / "nature.zarr").read([small.periods[0][0]], ["t850"]).values
+    # A run begins a day early, so that its first record has rain.
+    whole = spin_up(nature, 3, days=3, seed=small.seed).at(small.periods[0][0] - np.timedelta64(24, "h"))
+    model = NatureModel(nature)
+    at_start = model.output(model.advance(whole, 24))[:1, nature.channels.index("t850")]
+    np.testing.assert_allclose(first[0], at_start, atol=1e-3)
 
 
 def test_forecast_is_a_cf_store_that_plain_xarray_reads(settings: Settings, run: Path) -> None:

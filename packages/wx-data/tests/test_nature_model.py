@@ -213,6 +213,29 @@ def test_spin_up_gives_moving_air() -> None:
     assert NatureModel(config).output(state)[:, 6:9].abs().max() > 1.0
 
 
+def test_spin_up_resumes_and_a_member_does_not_depend_on_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, path = NatureConfig(truncation=15, step_minutes=45), tmp_path / "spin_up.npz"
+    whole = spin_up(config, 3, days=2, seed=3)
+    advance = NatureModel.advance
+
+    def killed(model: NatureModel, state: State, hours: float) -> State:
+        if path.exists():
+            raise KeyboardInterrupt
+        return advance(model, state, hours)
+
+    monkeypatch.setattr("wx_data.nature._restart._CHECKPOINT_DAYS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(NatureModel, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            spin_up(config, [1, 2], days=2, seed=3, checkpoint=path)
+    resumed = spin_up(config, [1, 2], days=2, seed=3, checkpoint=path)
+    assert same(resumed, whole.select([1, 2]))
+    with pytest.raises(ValueError, match="another spin-up"):
+        spin_up(config, [1, 2], days=2, seed=4, checkpoint=path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,6 +1,7 @@
 """The nature run: start, advance and look at a batch of atmospheres."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -55,11 +56,13 @@ class NatureModel:
         """Output longitudes, from 0 to below 360."""
         return self._diagnostics.longitudes
 
-    def initial(self, members: int, seed: int, *, time: str = "2000-01-01", noise: float = 2e-6) -> State:
+    def initial(
+        self, members: int | Sequence[int], seed: int, *, time: str = "2000-01-01", noise: float = 2e-6
+    ) -> State:
         """A resting, isothermal, hydrostatic atmosphere with random vorticity: the start of a spin-up.
 
         Args:
-            members: number of atmospheres; member k depends on (seed, k) only.
+            members: number of atmospheres, or the numbers of some; member k depends on (seed, k) only.
             seed: seed of the noise.
             time: valid time.
             noise: standard deviation of the vorticity coefficients of wavenumbers 4 to 10, 1/s; 0 for rest.
@@ -67,11 +70,12 @@ class NatureModel:
         config, dynamics = self.config, self._dynamics
         size, levels = config.truncation + 1, config.levels
         _, _, wet, warm = dynamics.rows()
-        now = torch.zeros(size, 2, 4 * levels + 1, members, size)
+        numbers = range(members) if isinstance(members, int) else members
+        now = torch.zeros(size, 2, 4 * levels + 1, len(numbers), size)
         large = torch.tensor([[4 <= m <= n <= 10 for n in range(size)] for m in range(size)])
-        for member in range(members):
+        for row, member in enumerate(numbers):
             draw = torch.randn(size, 2, levels, size, generator=generator(seed, member))
-            now[:, :, :levels, member] = noise * draw * large[:, None, None]
+            now[:, :, :levels, row] = noise * draw * large[:, None, None]
         now = now.to(self.device)
         now[0, 0, warm, :, 0] = _START_TEMPERATURE - REFERENCE_TEMPERATURE
         now[:, :, -1] = dynamics.surface / (-GAS_CONSTANT * _START_TEMPERATURE)

@@ -1,23 +1,27 @@
 """Spun-up states: those shipped with the package, their regeneration, and files of states."""
 
 import argparse
+import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
 
-from wx_data.nature._config import NatureConfig
+from wx_data.nature._config import DAY, NatureConfig
 from wx_data.nature._model import NatureModel
 from wx_data.nature._state import State, from_arrays, pack, seconds_since_1970, to_arrays, unpack
 
 _SHIPPED = "restart_t21l5.npz"
 _COUNT = 16
 _SPIN_UP_DAYS = 366
+_CHECKPOINT_DAYS = 30
 _DATE = "2001-01-01"
 
 
@@ -50,18 +54,58 @@ def restart_states(config: NatureConfig | None = None) -> State:
 
 def spin_up(
     config: NatureConfig,
-    members: int,
+    members: int | Sequence[int],
     *,
     days: int = 366,
     seed: int = 0,
     time: str = _DATE,
     device: str = "cpu",
+    checkpoint: Path | str | None = None,
+    progress: bool = False,
 ) -> State:
-    """Independent atmospheres from rest and noise, integrated for ``days`` up to ``time``."""
-    model = NatureModel(config, device)
-    start = np.datetime64(time, "s") - np.timedelta64(days, "D")
-    state = model.initial(members, seed, time=str(start))
-    return model.advance(state, 24 * days).at(np.datetime64(time, "s"))
+    """Independent atmospheres from rest and noise, integrated for ``days`` up to ``time``.
+
+    Args:
+        config: the planet.
+        members: number of atmospheres, or the numbers of some; member k depends on (seed, k) only.
+        days: length.
+        seed: of the noise.
+        time: valid time of the result.
+        device: where to compute.
+        checkpoint: file that keeps the state reached, every 30 days; a rerun continues from it. It stays, so
+            that a finished spin-up is not done again.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the checkpoint is of another spin-up.
+    """
+    numbers = list(range(members)) if isinstance(members, int) else list(members)
+    identity = json.dumps([asdict(config), numbers, days, seed, time])
+    model, stop = NatureModel(config, device), seconds_since_1970(time)
+    state = None if checkpoint is None else _checkpoint(Path(checkpoint), identity)
+    if state is None:
+        state = model.initial(numbers, seed, time=str(np.datetime64(time, "s") - np.timedelta64(days, "D")))
+    left = round((stop - int(state.time[0])) / DAY)
+    with tqdm(total=days, initial=days - left, desc="spin-up", unit="day", disable=not progress) as bar:
+        while left:
+            chunk = min(left, _CHECKPOINT_DAYS)
+            state = model.advance(state, 24 * chunk)
+            left -= chunk
+            bar.update(chunk)
+            if checkpoint is not None:
+                arrays = {"identity": np.asarray(identity), **to_arrays(state)}
+                save_arrays(Path(checkpoint), arrays)
+    return state
+
+
+def _checkpoint(path: Path, identity: str) -> State | None:
+    if not path.exists():
+        return None
+    with np.load(path) as arrays:
+        content = {name: arrays[name] for name in arrays.files}
+    if str(content.pop("identity")) != identity:
+        raise ValueError(f"{path} is of another spin-up; remove it or choose another path")
+    return from_arrays(content)
 
 
 def monthly_states(config: NatureConfig, months: Sequence[int], device: torch.device | str = "cpu") -> State:
