@@ -1,6 +1,6 @@
 """What helps on a small budget: train variants of the forecaster on one data set and compare their scores.
 
-    python benchmarks/forecaster_search.py runs/default [--steps 300] [--only mixing,step]
+    python benchmarks/forecaster_search.py runs/default [--steps 900] [--only mixing edm]
 
 Needs the data of a run (its `data` step). Every variant changes one thing of the default and gets `--steps`
 training steps, times its factor where it names one: the CRPS form calls its network twice a step, so the
@@ -33,19 +33,20 @@ from recipes.forecaster.verify import CLIMATOLOGY, forecaster_name, score
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
-    "no mixing (ATLAS blocks)": {"latent_mixing": 0},
+    "batch 4, 2x steps": {"batch_size": 4, "steps": 2},
+    "batch 24, 1/3 of the steps": {"batch_size": 24, "steps": 1 / 3},
     "mixing 5": {"latent_mixing": 5},
+    "no mixing (ATLAS blocks)": {"latent_mixing": 0},
     "12 h steps": {"step_hours": 12},
     "6 h steps": {"step_hours": 6},
-    "width 128": {"latent_width": 128},
+    "width 128": {"latent_width": 128, "history_width": 48},
     "depth 6": {"latent_depth": 6},
-    "batch 12": {"batch_size": 12},
     "difference CRPS 0.2": {"difference_weight": 0.2},
     "weight average": {"ema": 0.05},
-    "default, 4x steps": {"steps": 4},
     "interpolant, 2x steps": {"estimator": "interpolant", "steps": 2},
-    "interpolant, 8x steps": {"estimator": "interpolant", "steps": 8},
     "edm, 2x steps": {"estimator": "edm", "sampler_steps": 12, "steps": 2},
+    "crps, 4x steps": {"steps": 4},
+    "interpolant, 8x steps": {"estimator": "interpolant", "steps": 8},
     "edm, 8x steps": {"estimator": "edm", "sampler_steps": 12, "steps": 8},
 }
 LINKS = ("train.store", "test.store", "operational.zarr", "perfect_model.zarr")
@@ -55,20 +56,20 @@ DAYS = (1, 3, 5, 10)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--only", default="", help="parts of the names of the variants to run")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the names of the variants to run")
     options = parser.parse_args()
     base = Settings.from_dict(json.loads((options.run / "settings.json").read_text()))
     torch.set_num_threads(base.threads)
-    wanted = [part for part in options.only.split(",") if part]
     print(
         f"{'variant':28}{'train s':>8}{'fc s':>6}" + "".join(f"{f'day {day}':>8}{'s/s':>6}" for day in DAYS),
         flush=True,
     )
     for name, changes in VARIANTS.items():
-        if wanted and not any(part in name for part in wanted):
+        if options.only and not any(part in name for part in options.only):
             continue
-        settings = replace(base, **changes | {"steps": options.steps * int(str(changes.get("steps", 1)))})
+        steps = round(options.steps * float(str(changes.get("steps", 1))))
+        settings = replace(base, **changes | {"steps": steps})
         with tempfile.TemporaryDirectory() as folder:
             training, forecasting, row = measure(settings, options.run, Path(folder))
         cells = "".join(f"{share:8.3f}{ratio:6.2f}" for share, ratio in row)

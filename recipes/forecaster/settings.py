@@ -43,9 +43,9 @@ class Settings:
         latent_mixing: kernel of the depthwise convolutions in the latent network, 0 for none.
         noise_dim: length of the noise vector (CRPS only).
         projector_width, projector_depth, projector_heads: size of the projector.
-        batch_size: samples per training step.
-        steps: training steps of the latent network.
-        projector_steps: training steps of the projector.
+        batch_size, steps: samples per training step of the latent network, and number of steps.
+        projector_batch_size, projector_steps: the same of the projector. It sees every point of the grid as a
+            sample, so that small batches and many steps are best.
         learning_rate: peak, of Adam.
         muon_rate: peak, of Muon, which trains the matrices of the blocks.
         weight_decay: of both.
@@ -85,9 +85,10 @@ class Settings:
     projector_width: int = 48
     projector_depth: int = 2
     projector_heads: int = 4
-    batch_size: int = 24
-    steps: int = 700
-    projector_steps: int = 150
+    batch_size: int = 8
+    steps: int = 2000
+    projector_batch_size: int = 4
+    projector_steps: int = 900
     learning_rate: float = 2e-3
     muon_rate: float = 0.02
     weight_decay: float = 0.01
@@ -229,6 +230,7 @@ def _smoke() -> Settings:
         projector_heads=2,
         batch_size=4,
         steps=40,
+        projector_batch_size=2,
         projector_steps=40,
         warmup=4,
         sampler_steps=2,
@@ -240,20 +242,19 @@ def _smoke() -> Settings:
 
 
 def _large() -> Settings:
-    """Hours of two cores: a planet finer than the latent resolves, ten years, a larger network."""
+    """Two to three hours of two cores: a finer planet, ten years, a larger network that sees more of them."""
     return Settings(
         nature=NatureConfig(truncation=31, levels=8, step_minutes=24, diffusion_hours=12.0, grid=(49, 96)),
         train_years=10,
+        starts=32,
         latent_width=256,
         history_width=96,
-        latent_depth=6,
-        projector_width=96,
+        projector_width=64,
         projector_depth=3,
-        steps=8000,
+        steps=5000,
         projector_steps=1500,
-        starts=32,
-        downsampling=(2, 2),
-        latent_patch=(2, 2),
+        warmup=100,
+        checkpoint_seconds=60.0,
     )
 
 

@@ -41,19 +41,14 @@ LossFunction = Callable[[Sample, int], Tensor]
 
 def train(settings: Settings, run: Path, *, progress: bool = True) -> None:
     """Fit both networks on `run/train`; finished ones are kept."""
-    parts, loader = _prepare(settings, run)
-    fit(
-        "projector",
-        parts.projector,
-        settings.projector_steps,
-        _projector_loss(parts),
-        parts,
-        loader,
-        run,
-        progress,
-    )
-    trained = _estimator(parts, loader, run)
-    loss = _estimator_loss(parts, trained)
+    store = Store(run / "train.store")
+    statistics = Statistics.load(store.path)
+    parts = build(settings, store, statistics).to(settings.device)
+    small = _loader(settings, store, statistics, settings.projector_batch_size)
+    loss = _projector_loss(parts)
+    fit("projector", parts.projector, settings.projector_steps, loss, parts, small, run, progress)
+    loader = _loader(settings, store, statistics, settings.batch_size)
+    loss = _estimator_loss(parts, _estimator(parts, loader, run))
     fit("network", parts.network, settings.steps, loss, parts, loader, run, progress)
 
 
@@ -189,19 +184,16 @@ def schedule(step: int, steps: int, settings: Settings) -> float:
     return min(1.0, (step + 1) / settings.warmup, (steps - step) / (settings.cooldown * steps))
 
 
-def _prepare(settings: Settings, run: Path) -> tuple[Parts, Loader]:
-    store = Store(run / "train.store")
-    statistics = Statistics.load(store.path)
-    loader = Loader(
+def _loader(settings: Settings, store: Store, statistics: Statistics, batch_size: int) -> Loader:
+    return Loader(
         store,
         TimeWindow((-settings.step_hours, 0), (settings.step_hours,)),
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         seed=settings.seed,
         normalise=statistics,
         missing="drop-window",
         cache_bytes=_CACHE_BYTES,
     )
-    return build(settings, store, statistics).to(settings.device), loader
 
 
 def _samples(parts: Parts, loader: Loader) -> Iterator[Sample]:
