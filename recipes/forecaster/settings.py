@@ -251,7 +251,7 @@ def _large() -> Settings:
         history_width=96,
         projector_width=64,
         projector_depth=3,
-        steps=5000,
+        steps=4000,
         projector_steps=1500,
         warmup=100,
         checkpoint_seconds=60.0,

@@ -86,8 +86,7 @@ def fit(
     settings, final = parts.settings, _final(run, name)
     identity, partial = _identity(parts, network), final.with_suffix(".checkpoint")
     if final.exists():
-        tensors, _ = checkpoint.load(final, identity)
-        network.load_state_dict(tensors)
+        checkpoint.load(final, identity)  # refuses another configuration's
         return
     state = _Training(network, settings)
     loader.load_state_dict(loader.state_dict() | {"epoch": 0, "samples": 0})

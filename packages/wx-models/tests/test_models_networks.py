@@ -16,6 +16,7 @@ from wx_models import (
     LocalProjector,
     LocalProjectorConfig,
     NetworkSpec,
+    _blocks,
 )
 from wx_models._blocks import Block, TimeEmbedding, sincos_position
 
@@ -216,6 +217,30 @@ def test_bfloat16_blocks_stay_near_float32(name: str) -> None:
     assert rounded.dtype == torch.float32
     error = float((exact - rounded).detach().norm() / exact.detach().norm())
     assert 0.0 < error < 0.03
+
+
+def test_attention_by_matrix_products_is_attention() -> None:
+    """Against torch's own kernel: the function in float32, its rounding in bfloat16."""
+    shape = (2, 3, 4, 5, 8)
+    operands = [t.clone().requires_grad_() for t in draw(3, *shape)]
+    exact = _blocks._global_attention(*operands)
+    gradients = torch.autograd.grad(exact.square().sum(), operands)
+    plain = [x.flatten(1, 2).transpose(1, 2) for x in operands]
+    mixed = _blocks._matmul_attention(*plain).transpose(1, 2).reshape(shape)
+    torch.testing.assert_close(mixed, exact)
+    for ours, theirs in zip(torch.autograd.grad(mixed.square().sum(), operands), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    rounded = _blocks._global_attention(*(x.bfloat16() for x in operands))
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.02, atol=0.02)
+
+
+def test_scores_that_do_not_fit_in_memory_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries = draw(1, 2, 64, 8).bfloat16()
+    assert _blocks._matmul_is_faster(queries)
+    assert not _blocks._matmul_is_faster(queries.float())
+    monkeypatch.setattr(_blocks, "_SCORE_BYTES", 2 * 2 * 64 * 64 - 1)
+    assert not _blocks._matmul_is_faster(queries)
 
 
 def test_learned_position_and_qk_norm_are_trainable() -> None:

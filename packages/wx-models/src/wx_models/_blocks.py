@@ -6,6 +6,7 @@ Tokens keep the form (N, h, w, D) throughout, so that latitude rows stay a dimen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -17,6 +18,7 @@ from wx_models._attention import neighborhood_attention
 
 _LAYER_NORM_EPS = 1e-6
 _ZERO = ("modulation", "output.linear", "mixing.conv", "skip.proj")
+_SCORE_BYTES = 1 << 28
 _TIME_SCALE = 1000.0
 _TIME_FEATURES = 256
 _MAX_PERIOD = 10000.0
@@ -122,28 +124,52 @@ class Attention(nn.Module):
 
     def forward(self, x_NhwD: Tensor) -> Tensor:
         qkv: Tensor = self.qkv(x_NhwD)
-        if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-            # The backward pass of CPU attention is three times slower in bfloat16 than in float32.
-            with torch.autocast("cpu", enabled=False):
-                mixed = self._mix(qkv.float())
-        else:
-            mixed = self._mix(qkv)
-        out: Tensor = self.proj(mixed)
-        return out
-
-    def _mix(self, qkv: Tensor) -> Tensor:
         q, k, v = qkv.reshape(*qkv.shape[:-1], 3, self.heads, -1).unbind(-3)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.kernel is None:
             mixed = _global_attention(q, k, v)
         else:
-            mixed = neighborhood_attention(q, k, v, kernel=self.kernel, longitude=self.longitude)
-        return mixed.flatten(-2)
+            mixed = _in_float32_on_cpu(self._local, q, k, v)
+        out: Tensor = self.proj(mixed.flatten(-2))
+        return out
+
+    def _local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert self.kernel is not None
+        return neighborhood_attention(q, k, v, kernel=self.kernel, longitude=self.longitude)
 
 
 def _global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     queries, keys, values = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(q.shape)
+    attend = _matmul_attention if _matmul_is_faster(queries) else _sdpa
+    return attend(queries, keys, values).transpose(1, 2).reshape(q.shape)
+
+
+def _matmul_is_faster(queries_BHND: Tensor) -> bool:
+    """In bfloat16 on a CPU with scores that fit in memory; a tensor subclass knows SDPA, not its parts."""
+    scores = 2 * math.prod(queries_BHND.shape[:3]) * queries_BHND.shape[2]
+    return (
+        queries_BHND.dtype == torch.bfloat16
+        and queries_BHND.device.type == "cpu"
+        and type(queries_BHND) is Tensor
+        and scores <= _SCORE_BYTES
+    )
+
+
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    return torch.matmul(scores.softmax(-1), v)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return _in_float32_on_cpu(F.scaled_dot_product_attention, q, k, v)
+
+
+def _in_float32_on_cpu(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The backward pass of torch's CPU attention is three times slower in bfloat16 than in float32."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return attend(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        return attend(q.float(), k.float(), v.float())
 
 
 class Block(nn.Module):
