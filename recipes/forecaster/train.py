@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from recipes.forecaster import checkpoint
 from recipes.forecaster.assemble import Parts, build, estimator
 from recipes.forecaster.settings import Settings
 from wx_data import Loader, Statistics, Store, TimeWindow
-from wx_estimators import EMA, Batch, Estimator, Key, estimator_from_dict
+from wx_estimators import EDM, EMA, Batch, Estimator, Key, StochasticInterpolant, estimator_from_dict
 
 _CACHE_BYTES = 4 << 30
 _MOMENT_BATCHES = 8
@@ -69,6 +69,8 @@ def load(settings: Settings, run: Path) -> tuple[Parts, Estimator]:
         network.load_state_dict(tensors)
         network.eval().requires_grad_(False)
     trained = estimator_from_dict(json.loads((run / "model" / "estimator.json").read_text()))
+    if isinstance(trained, StochasticInterpolant | EDM):  # how finely to sample is chosen at the forecast
+        trained = replace(trained, steps=settings.sampler_steps)
     return parts.to(settings.device), trained
 
 
@@ -277,6 +279,7 @@ def _identity(parts: Parts, network: Any) -> dict[str, Any]:
         "starts",
         "forecast_days",
         "scorecard_days",
+        "sampler_steps",
         "checkpoint_seconds",
         "threads",
     ):

@@ -82,20 +82,20 @@ def score(settings: Settings, run: Path, progress: bool) -> Records:
 
 def ensemble_chunks(settings: Settings, path: Path) -> Iterator[Chunk]:
     """The forecasts of `wx_data.nature.ensemble` at the settings' lead times."""
-    data = xr.open_zarr(path, chunks=None, consolidated=False)
+    data = xr.open_zarr(path, chunks=None, consolidated=False, decode_timedelta=False)
     variables = list(dict.fromkeys(name.rstrip("0123456789") for name in settings.nature.channels[:-3]))
     surface = settings.nature.channels[-3:]
     units = [data[v].attrs["units"] for v in variables for _ in settings.nature.pressure_levels]
     for i, init in enumerate(data["init_time"].values):
         # One read per start: every lead and variable is stored in few chunks.
         one = data.isel(init_time=i).load()
-        for lead in np.array(settings.leads).astype("timedelta64[h]"):
-            at = one.isel(lead_time=int(np.flatnonzero(_hours(one) == lead)[0]))
+        for hours in settings.leads:
+            at = one.sel(lead_time=hours)
             upper = [at[v].transpose("member", "level", ...).values for v in variables]
             flat = [at[name].values[:, None] for name in surface]
             yield Chunk(
                 init_time=init,
-                lead_time=lead,
+                lead_time=np.timedelta64(hours, "h"),
                 channels=settings.nature.channels,
                 values=np.concatenate(upper + flat, axis=1),
                 latitude=data["latitude"].values,
@@ -221,9 +221,3 @@ def _fields(report: Report, settings: Settings, run: Path) -> None:
             "ensemble mean": power_spectrum(fields.mean(axis=1), truth.grid.latitude).mean(axis=0),
         }
     report.spectrum("Power spectra", spectra, "Spectra are averaged over starts and members after squaring.")
-
-
-def _hours(data: xr.Dataset) -> np.ndarray:
-    """Lead times, however xarray has decoded them."""
-    lead = data["lead_time"].values
-    return lead.astype("timedelta64[h]") if lead.dtype.kind in "iu" else lead

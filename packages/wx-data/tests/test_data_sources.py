@@ -73,7 +73,7 @@ def test_ifs_grib_bases_and_steps_are_one_time_axis(samples: Path) -> None:
     source = open_source(path)
     np.testing.assert_array_equal(np.diff(source.times), np.timedelta64(6, "h"))
     assert len(source.times) == 8
-    raw = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": ""})
+    raw = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": ""}, decode_timedelta=True)
     order = [(b, s) for b in range(4) for s in range(2)]
     expected = np.stack([raw["z"].sel(isobaricInhPa=500).values[b, s] for b, s in order])
     np.testing.assert_array_equal(source.read(source.times, ["z500"]).values[:, 0], expected)
@@ -129,7 +129,7 @@ def test_members(samples: Path) -> None:
     path = samples / "era5" / "era5_eda10_z_t_500_850_20170101.grib"
     with pytest.raises(SourceError, match=r"members \[0, 1, 2.*choose one"):
         open_source(path)
-    raw = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": ""})
+    raw = xr.open_dataset(path, engine="cfgrib", backend_kwargs={"indexpath": ""}, decode_timedelta=True)
     source = open_source(path, channels=["t850", "z500"], member=3)
     got = source.read(source.times)
     np.testing.assert_array_equal(got.values[:, 1], raw["z"].sel(number=3, isobaricInhPa=500).values)

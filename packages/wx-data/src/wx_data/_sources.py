@@ -427,12 +427,12 @@ def _open_zarr(path: Path) -> list[xr.Dataset]:
         consolidated = read_group(path).get("consolidated_metadata") is not None
     else:
         consolidated = (path / ".zmetadata").exists()
-    return [xr.open_zarr(path, chunks=None, consolidated=consolidated)]
+    return [xr.open_zarr(path, chunks=None, consolidated=consolidated, decode_timedelta=True)]
 
 
 def _open_netcdf(path: Path) -> list[xr.Dataset]:
     try:
-        return [xr.open_dataset(path)]
+        return [xr.open_dataset(path, decode_timedelta=True)]
     except (ImportError, ValueError) as error:
         raise ImportError(f"{path}: reading NetCDF needs a backend; pip install 'wx-data[netcdf]'") from error
 
@@ -442,5 +442,7 @@ def _open_grib(path: Path) -> list[xr.Dataset]:
         import cfgrib
     except ImportError as error:
         raise ImportError(f"{path}: reading GRIB needs cfgrib; pip install 'wx-data[grib]'") from error
-    datasets: list[xr.Dataset] = cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": ""})
+    datasets: list[xr.Dataset] = cfgrib.open_datasets(
+        str(path), backend_kwargs={"indexpath": ""}, decode_timedelta=True
+    )
     return datasets

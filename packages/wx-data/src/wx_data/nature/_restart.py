@@ -81,11 +81,11 @@ def spin_up(
     """
     numbers = list(range(members)) if isinstance(members, int) else list(members)
     identity = json.dumps([asdict(config), numbers, days, seed, time])
-    model, stop = NatureModel(config, device), seconds_since_1970(time)
+    model, stop = NatureModel(config, device), int(seconds_since_1970(time))
     state = None if checkpoint is None else _checkpoint(Path(checkpoint), identity)
     if state is None:
         state = model.initial(numbers, seed, time=str(np.datetime64(time, "s") - np.timedelta64(days, "D")))
-    left = round((stop - int(state.time[0])) / DAY)
+    left = (stop - int(state.time[0])) // DAY
     with tqdm(total=days, initial=days - left, desc="spin-up", unit="day", disable=not progress) as bar:
         while left:
             chunk = min(left, _CHECKPOINT_DAYS)
