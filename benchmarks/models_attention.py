@@ -1,6 +1,6 @@
-"""Neighbourhood attention: time of the backends on one CPU thread, and the block width behind the default.
+"""Attention on one CPU thread: forms of neighbourhood attention (float32) and of global attention (bfloat16).
 
-Process time of the forward pass and of forward plus backward, best of several, float32. Run:
+Process time of the forward pass and of forward plus backward, best of several. Run:
 
     python benchmarks/models_attention.py [--repeats 5]
 """
@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import wx_models._attention as implementation
+import wx_models._blocks as blocks
 from wx_models import neighborhood_attention
 
 SHAPES = [(8, 17, 32, 4, 32), (8, 17, 32, 6, 16), (1, 45, 90, 8, 32)]
 KERNELS = [(3, 3), (5, 5)]
+GLOBAL_SHAPES = [(16, 9, 16, 4, 48), (16, 13, 24, 4, 64), (4, 32, 32, 4, 64)]
 
 
 def shifted_slices(q: Tensor, k: Tensor, v: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -63,6 +66,22 @@ def variants(kernel: tuple[int, int]) -> dict[str, Callable[[Tensor, Tensor, Ten
     }
 
 
+def heads_first(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Takes (B, H, W, heads, d) like the others."""
+
+    def call(*qkv: Tensor) -> Tensor:
+        return attend(*(x.flatten(1, 2).transpose(1, 2) for x in qkv))
+
+    return call
+
+
+GLOBAL_FORMS = {
+    "torch, bfloat16": heads_first(F.scaled_dot_product_attention),
+    "torch, through float32": heads_first(blocks._sdpa),
+    "matrix products (used)": heads_first(blocks._matmul_attention),
+}
+
+
 def measure(attend: Callable[[Tensor, Tensor, Tensor], Tensor], qkv: Tensor) -> tuple[float, float, Tensor]:
     leaf = qkv.clone().requires_grad_()
     begin = time.process_time()
@@ -80,20 +99,31 @@ def main() -> None:
     print("| (B, H, W, heads, d) | kernel | form | forward ms | forward + backward ms | max error |")
     print("|---|---|---|---|---|---|")
     for shape in SHAPES:
-        generator = torch.Generator().manual_seed(0)
-        qkv = torch.randn(*shape[:3], 3, *shape[3:], generator=generator)
         for kernel in KERNELS:
-            forms = variants(kernel)
-            # Interleaved, so that a disturbance does not fall on one form only.
-            runs = {name: [measure(form, qkv)] for name, form in forms.items()}
-            for _ in range(repeats - 1):
-                for name, form in forms.items():
-                    runs[name].append(measure(form, qkv))
-            reference = runs["dense"][0][2]
-            for name, results in runs.items():
-                forward, both = (1e3 * min(result[i] for result in results) for i in (0, 1))
-                error = float((results[0][2] - reference).abs().max())
-                print(f"| {shape} | {kernel} | {name} | {forward:.1f} | {both:.1f} | {error:.0e} |")
+            compare(shape, str(kernel), variants(kernel), torch.float32, repeats)
+    for shape in GLOBAL_SHAPES:
+        compare(shape, "global", GLOBAL_FORMS, torch.bfloat16, repeats)
+
+
+def compare(
+    shape: tuple[int, ...],
+    kernel: str,
+    forms: dict[str, Callable[..., Tensor]],
+    dtype: torch.dtype,
+    repeats: int,
+) -> None:
+    """Print one row per form; errors are against the first, repeats interleaved: a disturbance hits all."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(*shape[:3], 3, *shape[3:], generator=generator).to(dtype)
+    runs = {name: [measure(form, qkv)] for name, form in forms.items()}
+    for _ in range(repeats - 1):
+        for name, form in forms.items():
+            runs[name].append(measure(form, qkv))
+    reference = next(iter(runs.values()))[0][2]
+    for name, results in runs.items():
+        forward, both = (1e3 * min(result[i] for result in results) for i in (0, 1))
+        error = float((results[0][2] - reference).abs().max())
+        print(f"| {shape} | {kernel} | {name} | {forward:.1f} | {both:.1f} | {error:.0e} |", flush=True)
 
 
 if __name__ == "__main__":
