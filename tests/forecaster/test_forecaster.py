@@ -102,7 +102,7 @@ def test_a_member_does_not_depend_on_the_ensemble_it_is_in(settings: Settings, r
     torch.testing.assert_close(two / scale, three[:2] / scale, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("estimator", ["interpolant", "edm"])
+@pytest.mark.parametrize("estimator", ["crps", "edm"])
 def test_every_estimator_goes_through_the_same_steps(
     estimator: str, settings: Settings, run: Path, tmp_path: Path
 ) -> None:
