@@ -39,10 +39,12 @@ def verify(settings: Settings, run: Path, *, progress: bool = True) -> None:
     records = score(settings, run, progress)
     records.to_parquet(run / "scores.parquet")
     cards = scorecards(settings, records)
-    result = summary(settings, records, cards)
-    _report(settings, run, records, cards, result).write(run / "report.html")
+    result, curve = summary(settings, records, cards), skill(settings, records)
+    _report(settings, run, records, cards, {"Result": result, "Skill": curve}).write(run / "report.html")
     for row in result:
         print("\n  ".join(f"{name}: {value}" for name, value in row.items()))
+    for row in [dict(zip(curve[0], curve[0], strict=True)), *curve]:
+        print(f"{row['fair CRPS over climatology']:28}" + "".join(f"{v:>8}" for v in list(row.values())[1:]))
     print(f"report: {run / 'report.html'}", flush=True)
 
 
@@ -138,6 +140,22 @@ def summary(settings: Settings, records: Records, cards: dict[str, Comparison]) 
     return rows
 
 
+def skill(settings: Settings, records: Records) -> list[dict[str, str]]:
+    """Fair CRPS over that of climatology, mean over channels: one row per model, one column per day."""
+    table = scores(records.select(region="global"))["crps_fair"].sel(region="global")
+    ratio = (table / table.sel(model=CLIMATOLOGY)).mean("channel")
+    days = {day: np.timedelta64(24 * day, "h") for day in range(1, settings.forecast_days + 1)}
+    return [
+        {
+            "fair CRPS over climatology": name,
+            **{
+                f"day {t.astype(int) // 24}": f"{float(ratio.sel(model=name, lead_time=t)):.3f}" for t in days
+            },
+        }
+        for name in (PERFECT, forecaster_name(settings), OPERATIONAL, PERSISTENCE)
+    ]
+
+
 def _standing(card: Comparison, lead: np.timedelta64) -> str:
     """How many channels are better, how sure that is, by how much, and which are not."""
     cells = [cell for cell in card.cells if cell.lead_time == lead]
@@ -154,12 +172,13 @@ def _report(
     run: Path,
     records: Records,
     cards: dict[str, Comparison],
-    result: list[dict[str, str]],
+    tables: dict[str, list[dict[str, str]]],
 ) -> Report:
     table = scores(records)
     report = Report("Ensemble forecasts of a simulated planet", f"{forecaster_name(settings)}, {run.name}")
     report.text("What this is", DISCLAIMER)
-    report.table("Result", result)
+    for title, rows in tables.items():
+        report.table(title, rows)
     for name, card in cards.items():
         report.scorecard(f"Against {name}", card)
     shown = [c for c in _PANELS if c in settings.nature.channels]
