@@ -243,7 +243,7 @@ def _smoke() -> Settings:
 
 
 def _large() -> Settings:
-    """Two to three hours of two cores: a finer planet, ten years, a larger network that sees more of them."""
+    """Two hours of two cores: a finer planet, ten years, a wider network, trained by CRPS."""
     return Settings(
         estimator="crps",
         nature=NatureConfig(truncation=31, levels=8, step_minutes=24, diffusion_hours=12.0, grid=(49, 96)),

@@ -144,16 +144,13 @@ def skill(settings: Settings, records: Records) -> list[dict[str, str]]:
     """Fair CRPS over that of climatology, mean over channels: one row per model, one column per day."""
     table = scores(records.select(region="global"))["crps_fair"].sel(region="global")
     ratio = (table / table.sel(model=CLIMATOLOGY)).mean("channel")
-    days = {day: np.timedelta64(24 * day, "h") for day in range(1, settings.forecast_days + 1)}
-    return [
-        {
-            "fair CRPS over climatology": name,
-            **{
-                f"day {t.astype(int) // 24}": f"{float(ratio.sel(model=name, lead_time=t)):.3f}" for t in days
-            },
-        }
-        for name in (PERFECT, forecaster_name(settings), OPERATIONAL, PERSISTENCE)
-    ]
+    rows = []
+    for name in (PERFECT, forecaster_name(settings), OPERATIONAL, PERSISTENCE):
+        row = {"fair CRPS over climatology": name}
+        for day in range(1, settings.forecast_days + 1):
+            row[f"day {day}"] = f"{float(ratio.sel(model=name, lead_time=np.timedelta64(24 * day, 'h'))):.3f}"
+        rows.append(row)
+    return rows
 
 
 def _standing(card: Comparison, lead: np.timedelta64) -> str:
