@@ -64,7 +64,7 @@ def test_the_data_set_is_cf_with_era5_names(truth: Path) -> None:
     hours = data["time"].values
     assert hours[0] == np.datetime64("2003-01-01")
     assert hours[-1] == np.datetime64("2004-01-02T18")
-    assert (np.diff(hours) > np.timedelta64(0)).all()
+    assert (np.diff(hours) > np.timedelta64(0, "h")).all()
     units = {name: data[name].attrs["units"] for name in ("z", "u", "q", "msl", "t2m", "tp")}
     assert list(units.values()) == ["m**2 s**-2", "m s**-1", "kg kg**-1", "Pa", "K", "m"]
     assert data["tp"].attrs["accumulation_hours"] == 6

@@ -144,10 +144,30 @@ def scaled_dot_product_attention(
     aligned = align("scaled_dot_product_attention", operands, axes, ["width"])
     options = {name: named[name] for name in ("scale", "enable_gqa") if name in named}
     q, k, v, *bias = aligned.locals
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias[0] if bias else None, is_causal=causal, **options
-    )
+    mask = bias[0] if bias else None
+    attend = F.scaled_dot_product_attention if q.numel() else _empty_attention
+    out = attend(q, k, v, attn_mask=mask, is_causal=causal, **options)
     return aligned.wrap(out, (*_batch(q.ndim), "query", "value"))
+
+
+def _empty_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """No rows, but part of the graph like any other; torch 2.11's CPU kernel divides by their number."""
+    del is_causal, scale
+    if enable_gqa:
+        k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.transpose(-2, -1)
+    if attn_mask is not None and attn_mask.is_floating_point():
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ v
 
 
 def random(

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from shardtensor import _contract, _index, _normalise, _pointwise, _reduce, _views, _window
-from shardtensor._tensor import Handler, ShardTensor, dispatch, local_part, place
+from shardtensor._tensor import Handler, ShardTensor, dispatch, local_parts, place
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -159,8 +158,7 @@ def _gradient(func: Any, _: Any, args: Any, kwargs: Any) -> Any:
     """torch.autograd.grad: gradients in the layout of the inputs."""
     outputs, inputs, *rest = args
     flat = (inputs,) if isinstance(inputs, Tensor | ShardTensor) else tuple(inputs)
-    unwrap = tree_map(local_part, (outputs, flat, *rest))
-    grads = func(*unwrap, **tree_map(local_part, dict(kwargs)))
+    grads = func(*local_parts((outputs, flat, *rest)), **local_parts(dict(kwargs)))
     return tuple(
         place(grad, x.spec, x.spec.dims, x.spec.sizes)
         if isinstance(x, ShardTensor) and grad is not None

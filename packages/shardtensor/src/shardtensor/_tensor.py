@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import register_pytree_node, tree_map
 
 from shardtensor._collectives import all_reduce, shared
 from shardtensor._errors import UnsupportedShardedOp
@@ -365,7 +365,7 @@ def sharded_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterato
 
 def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     spec = next(sharded_arguments(args, kwargs)).spec
-    out = func(*tree_map(local_part, args), **tree_map(local_part, dict(kwargs)))
+    out = func(*local_parts(args), **local_parts(dict(kwargs)))
     nowhere = (None,) * spec.mesh.ndim
     return tree_map(lambda x: place(x, spec, nowhere, nowhere) if isinstance(x, Tensor) else x, out)
 
@@ -373,6 +373,24 @@ def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
 def local_part(x: Any) -> Any:
     """Returns the local part of a ShardTensor, and anything else as it is."""
     return x.local if isinstance(x, ShardTensor) else x
+
+
+def local_parts(tree: Any) -> Any:
+    """Returns nested arguments with every ShardTensor replaced by its local part."""
+    return tree_map(local_part, tree, is_leaf=lambda x: isinstance(x, ShardTensor))
+
+
+def _flatten(x: ShardTensor) -> tuple[list[Tensor], ShardSpec]:
+    return [x.local], x.spec
+
+
+def _unflatten(parts: Iterable[Any], spec: ShardSpec) -> ShardTensor:
+    (local,) = parts
+    return ShardTensor(local, spec)
+
+
+# Hooks that torch puts on the tensors inside an output (FSDP2's in torch 2.11) find the local part.
+register_pytree_node(ShardTensor, _flatten, _unflatten)
 
 
 def like(local: Tensor, spec: ShardSpec) -> ShardTensor:
