@@ -4,8 +4,8 @@
 
 Needs the data of a run (its `data` step). Every variant changes one thing of the default and gets `--steps`
 training steps, times its factor where it names one: the CRPS form calls its network twice a sample, so it
-gets fewer for the same time. The table gives the seconds of training and of forecasting, the
-mean over channels of fair CRPS over that of climatology, and of the debiased spread/skill, on the test year.
+gets fewer for the same time. The table gives the seconds of training and of forecasting, the mean over
+channels of fair CRPS over that of climatology, and of the debiased spread/skill, on the test year.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load, train
 from wx_data import Store, open_forecast, open_source
 from wx_data.nature import NatureConfig, NatureModel, load_states, spin_up
+from wx_estimators import StochasticInterpolant
 from wx_eval import Records
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,12 @@ def test_every_estimator_goes_through_the_same_steps(
     fields = open_forecast(tmp_path / "forecast.zarr")["forecast"].values
     assert np.isfinite(fields).all()
     assert (fields.std(axis=2) > 0).any()
+
+
+def test_solver_steps_are_chosen_at_the_forecast(settings: Settings, run: Path) -> None:
+    _, trained = load(replace(settings, sampler_steps=7), run)
+    assert isinstance(trained, StochasticInterpolant)
+    assert trained.steps == 7
 
 
 KILLS = {
