@@ -54,7 +54,7 @@ class Settings:
         cooldown: last part of the training over which the rate falls to zero.
         ema: relative width of the average of the weights; 0 for none.
         difference_weight: weight of the CRPS of neighbour differences in the CRPS loss.
-        sampler_steps: solver steps of interpolant (two network calls each) and EDM (two, the last one).
+        sampler_steps: solver steps of interpolant and EDM, two network calls each (EDM: one in the last).
         device: "cpu" or "cuda".
         precision: "bf16" or "float32" arithmetic inside the networks.
         threads: CPU threads.
@@ -169,18 +169,33 @@ class Settings:
         Raises:
             ValueError: an unknown name, or a value that is not JSON or of another type.
         """
-        settings = self
+        own: dict[str, Any] = {}
+        planet: dict[str, Any] = {}
         for assignment in assignments:
             name, _, text = assignment.partition("=")
             inner = name.startswith("nature.")
-            owner: Any = settings.nature if inner else settings
+            owner: Any = self.nature if inner else self
             leaf = name.removeprefix("nature.")
             known = {f.name for f in fields(owner)}
             if leaf not in known or leaf == "nature":
                 raise ValueError(f"unknown setting {name!r}; there are {', '.join(sorted(known))}")
-            new = replace(owner, **{leaf: _parse(name, text, getattr(owner, leaf))})
-            settings = replace(settings, nature=new) if inner else new
-        return settings
+            (planet if inner else own)[leaf] = _parse(name, text, getattr(owner, leaf))
+        # All at once: one change alone may not be valid without another.
+        return replace(self, **own, nature=replace(self.nature, **planet))
+
+    def assignments(self) -> list[str]:
+        """What `changed` makes these settings of, from the default ones."""
+        default = Settings()
+        pairs: list[tuple[str, Any, Any]] = [
+            ("", self, default),
+            ("nature.", self.nature, default.nature),
+        ]
+        return [
+            f"{prefix}{f.name}={_show(getattr(mine, f.name))}"
+            for prefix, mine, theirs in pairs
+            for f in fields(mine)
+            if f.name != "nature" and getattr(mine, f.name) != getattr(theirs, f.name)
+        ]
 
     def keep(self, run: Path) -> None:
         """Write the settings into a new run folder, or check that the folder belongs to them."""
@@ -196,6 +211,10 @@ class Settings:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _parse(name: str, text: str, now: Any) -> Any:

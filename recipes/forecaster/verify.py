@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -197,7 +198,9 @@ def _report(
     _fields(report, settings, run)
     report.table("Settings", {k: v for k, v in settings.to_dict().items() if k != "nature"})
     report.table("Planet", settings.to_dict()["nature"])
-    return report.code("Reproduce", "python -m pip install uv nox && python -m nox -s forecast")
+    changes = " ".join(map(shlex.quote, settings.assignments()))
+    arguments = f" -- run --out {shlex.quote(str(run))} --set {changes}" if changes else ""
+    return report.code("Reproduce", f"python -m pip install uv nox && python -m nox -s forecast{arguments}")
 
 
 def _fields(report: Report, settings: Settings, run: Path) -> None:

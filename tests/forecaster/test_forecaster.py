@@ -17,7 +17,7 @@ import xarray as xr
 
 from recipes.forecaster.data import simulate, spin_up_years
 from recipes.forecaster.forecast import forecast, issue
-from recipes.forecaster.settings import Settings
+from recipes.forecaster.settings import PRESETS, Settings
 from recipes.forecaster.train import load, train
 from wx_data import Store, open_forecast, open_source
 from wx_data.nature import NatureConfig, NatureModel, load_states, spin_up
@@ -31,6 +31,8 @@ def test_settings_round_trip_and_reject_what_they_do_not_know(settings: Settings
     assert Settings.from_dict(settings.to_dict()) == settings
     changed = settings.changed(["steps=7", "nature.friction_days=2", "estimator=edm"])
     assert (changed.steps, changed.nature.friction_days, changed.estimator) == (7, 2, "edm")
+    for made in PRESETS.values():
+        assert Settings().changed(made().assignments()) == made()
     with pytest.raises(ValueError, match="unknown setting 'stepz'"):
         settings.changed(["stepz=7"])
     with pytest.raises(ValueError, match="steps=many"):
