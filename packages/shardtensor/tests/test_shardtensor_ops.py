@@ -213,6 +213,10 @@ def attention_over_unsharded_sequence(mesh):
     compare(F.scaled_dot_product_attention, mesh, [(q, 2), (k, None), (v, None)])
     bias = random(4, 5, 5, seed=9)
     compare(F.scaled_dot_product_attention, mesh, [(q, 1), (k, 1), (v, 1)], weights=[bias])
+    grouped = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)  # noqa: E731
+    k, v = k[:, :2].detach().requires_grad_(), v[:, :2].detach().requires_grad_()
+    compare(grouped, mesh, [(q, 2), (k, None), (v, None)])
+    compare(grouped, mesh, [(q, 0), (k, 0), (v, 0)])
 
 
 @case()

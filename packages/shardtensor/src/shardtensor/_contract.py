@@ -67,7 +67,7 @@ def matmul(
     return aligned.wrap(torch.matmul(*aligned.locals), axes)
 
 
-def _batch(ndim: int) -> tuple[int, ...]:
+def _batch(ndim: int) -> tuple[int | str, ...]:
     """Labels of batch dimensions, counted from the right so that they broadcast."""
     return tuple(range(-(ndim - 2), 0))
 
@@ -120,23 +120,25 @@ def scaled_dot_product_attention(
     mask: Operand | None = named.get("attn_mask")
     if named.get("dropout_p", 0.0) > 0:
         raise _random("scaled_dot_product_attention", operands)
+    causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
+    q_batch, k_batch, v_batch = (_batch(x.ndim) for x in operands)  # heads are -1
+    if grouped:  # keys and values have fewer heads
+        k_batch, v_batch = (*k_batch[:-1], "group"), (*v_batch[:-1], "group")
     axes: list[Labels] = [
-        (*_batch(x.ndim), sequence, width)
-        for x, sequence, width in zip(
-            operands, ("query", "key", "key"), ("width", "width", "value"), strict=True
-        )
+        (*q_batch, "query", "width"),
+        (*k_batch, "key", "width"),
+        (*v_batch, "key", "value"),
     ]
     if mask is not None:
         operands.append(mask)
         axes.append((*_batch(mask.ndim), "query", "key"))
-    causal, grouped = named.get("is_causal", False), named.get("enable_gqa", False)
     split = {
         label
         for x, labels in zip(operands, axes, strict=True)
         if isinstance(x, ShardTensor)
         for label in (labels[dim] for dim in x.spec.dims if dim is not None)
     }
-    if split & {"key", "width"} or ("query" in split and causal) or (-1 in split and grouped):
+    if split & {"key", "width", "group"} or ("query" in split and causal) or (-1 in split and grouped):
         heads = (
             f"Call .redistribute([Shard({operands[0].ndim - 3})]) on query, key and value to shard the heads."
         )
