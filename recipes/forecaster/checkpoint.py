@@ -27,6 +27,13 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
     os.replace(partial, path)
 
 
+def save_json(path: Path, data: Any) -> None:
+    """Write atomically, like `save`."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(partial, path)
+
+
 def load(path: Path, expect: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """Read a checkpoint of exactly this configuration.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from recipes.forecaster.checkpoint import check_same
+from recipes.forecaster.checkpoint import check_same, save_json
 from wx_data.nature import NatureConfig, operational
 
 Estimator = Literal["interpolant", "edm", "crps"]
@@ -204,9 +203,7 @@ class Settings:
             check_same(run, self.to_dict(), json.loads(path.read_text()))
             return
         run.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(partial, path)
+        save_json(path, self.to_dict())
 
 
 def _plain(value: Any) -> Any:

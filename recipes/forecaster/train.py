@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -254,9 +253,7 @@ def _estimator(parts: Parts, loader: Loader, run: Path) -> Estimator:
         samples = zip(_samples(parts, loader), range(_MOMENT_BATCHES), strict=False)
         pairs = [_latents(parts, sample)[:2] for sample, _ in samples]
         made = estimator(parts.settings, (torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])))
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(made.to_dict()))
-        os.replace(partial, path)
+        checkpoint.save_json(path, made.to_dict())
     return estimator_from_dict(json.loads(path.read_text()))
 
 

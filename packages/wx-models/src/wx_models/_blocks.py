@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -129,13 +130,10 @@ class Attention(nn.Module):
         if self.kernel is None:
             mixed = _global_attention(q, k, v)
         else:
-            mixed = _in_float32_on_cpu(self._local, q, k, v)
+            local = partial(neighborhood_attention, kernel=self.kernel, longitude=self.longitude)
+            mixed = _in_float32_on_cpu(local, q, k, v)
         out: Tensor = self.proj(mixed.flatten(-2))
         return out
-
-    def _local(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        assert self.kernel is not None
-        return neighborhood_attention(q, k, v, kernel=self.kernel, longitude=self.longitude)
 
 
 def _global_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,8 +20,10 @@ Float64 = NDArray[np.float64]
 
 def gaussian_latitudes(count: int) -> tuple[Float64, Float64]:
     """Sines of the Gaussian latitudes, north to south, and the quadrature weights, which sum to one."""
-    sines, weights = np.polynomial.legendre.leggauss(count)
-    return sines[::-1].copy(), weights[::-1] / 2
+    sines = np.polynomial.legendre.leggauss(count)[0][::-1].copy()
+    # Christoffel numbers, sums of squares: numpy's weights lose four digits at 192 latitudes.
+    squares = np.polynomial.legendre.legvander(sines, count - 1) ** 2
+    return sines, 1 / (squares @ (2.0 * np.arange(count) + 1))
 
 
 def _epsilon(m: int, n: int) -> float:
