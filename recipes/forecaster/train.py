@@ -191,6 +191,7 @@ def _loader(settings: Settings, store: Store, statistics: Statistics, batch_size
         TimeWindow((-settings.step_hours, 0), (settings.step_hours,)),
         batch_size=batch_size,
         seed=settings.seed,
+        times=(settings.periods[0][0], settings.periods[-2][1]),
         normalise=statistics,
         missing="drop-window",
         cache_bytes=_CACHE_BYTES,

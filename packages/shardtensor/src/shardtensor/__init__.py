@@ -9,13 +9,17 @@ from shardtensor._scatter import scatter_tensor
 from shardtensor._spec import ShardSpec, chunk_sizes
 from shardtensor._table import install as _install
 from shardtensor._tensor import ShardTensor, is_sharded, register_function_handler
+from shardtensor._wire import CommunicationError, Traffic, Transfer, traffic
 
 _install()
 
 __version__ = _version("shardtensor")
 __all__ = [
+    "CommunicationError",
     "ShardSpec",
     "ShardTensor",
+    "Traffic",
+    "Transfer",
     "UnsupportedShardedOp",
     "chunk_sizes",
     "fetch",
@@ -24,4 +28,5 @@ __all__ = [
     "neighborhood_handler",
     "register_function_handler",
     "scatter_tensor",
+    "traffic",
 ]

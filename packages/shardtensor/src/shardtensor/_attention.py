@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from shardtensor._align import Labels, Operand, align
 from shardtensor._collectives import Interval, fetch_rows, shared
+from shardtensor._plans import planned
 from shardtensor._spec import ShardSpec, Sizes, offsets
 from shardtensor._tensor import ShardTensor, place, replaced, unsupported
 
@@ -65,7 +65,7 @@ _AXES: Labels = ("batch", "row", "column", "head", "width")
 _KEY_AXES: Labels = ("batch", "key", "column", "head", "width")
 
 
-@lru_cache(maxsize=4096)
+@planned
 def key_windows(sizes: Sizes, keys: int, kernel: int, offset: int) -> tuple[tuple[int, int, int], ...]:
     """Returns for every rank the key rows [start, stop) that its queries see, and where its first query lies.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any, TypeAlias, cast
 
@@ -18,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from shardtensor import _wire as wire
+from shardtensor._plans import planned
 from shardtensor._spec import ShardSpec, Sizes, offsets
 
 Interval: TypeAlias = tuple[int, int]  # global rows [start, stop)
@@ -50,7 +51,7 @@ class FetchPlan:
         return tuple(sum(length for _, length in pieces) for pieces in self.send)
 
 
-@lru_cache(maxsize=4096)
+@planned
 def plan_fetch(sizes: Sizes, wants: Wants, rank: int) -> FetchPlan:
     """Returns the plan by which `rank` gets the global rows wants[rank], and serves the other ranks theirs.
 
@@ -124,7 +125,7 @@ def _exchange(
     rest = [n for d, n in enumerate(like.shape) if d != dim]
     out = torch.cat([piece.movedim(dim, 0) for piece in pieces]) if pieces else like.new_empty((0, *rest))
     received = like.new_empty((sum(receive), *rest))
-    dist.all_to_all_single(received, out.contiguous(), list(receive), list(send), group=group)
+    wire.all_to_all(received, out.contiguous(), receive, send, group)
     return received
 
 
@@ -170,22 +171,26 @@ def _run_return(grad: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor
 class _Fetch(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor:
+        ctx.op = wire.current.op
         ctx.plan = (dim, plan, group)
         return _run_fetch(x, dim, plan, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        wire.current.op = ctx.op
         return _Return.apply(grad, *ctx.plan), None, None, None
 
 
 class _Return(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor:
+        ctx.op = wire.current.op
         ctx.plan = (dim, plan, group)
         return _run_return(x, dim, plan, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        wire.current.op = ctx.op
         return _Fetch.apply(grad, *ctx.plan), None, None, None
 
 
@@ -213,22 +218,26 @@ def own_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) 
 class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
+        ctx.op = wire.current.op
         ctx.plan = (dim, sizes, rank, group)
         return _run_fetch(x, dim, plan_fetch(sizes, _everything(sizes), rank), group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        wire.current.op = ctx.op
         return _OwnRows.apply(grad, *ctx.plan), None, None, None, None
 
 
 class _OwnRows(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
+        ctx.op = wire.current.op
         ctx.plan = (dim, sizes, rank, group)
         return x.narrow(dim, offsets(sizes)[rank], sizes[rank]).clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        wire.current.op = ctx.op
         return _Gather.apply(grad, *ctx.plan), None, None, None, None
 
 
@@ -258,6 +267,7 @@ class _Swap(Function):
     def forward(
         ctx: Any, x: Tensor, dim: int, sizes: Sizes, new_dim: int, new_sizes: Sizes, rank: int, group: Group
     ) -> Tensor:
+        ctx.op = wire.current.op
         ctx.plan = (new_dim, new_sizes, dim, sizes, rank, group)
         blocks = [block.reshape(-1) for block in x.split(list(new_sizes), new_dim)]
         shapes = []
@@ -267,12 +277,13 @@ class _Swap(Function):
             shapes.append(torch.Size(shape))
         counts = [shape.numel() for shape in shapes]
         received = x.new_empty(sum(counts))
-        dist.all_to_all_single(received, torch.cat(blocks), counts, [b.numel() for b in blocks], group=group)
+        wire.all_to_all(received, torch.cat(blocks), counts, [b.numel() for b in blocks], group)
         parts = [part.view(shape) for part, shape in zip(received.split(counts), shapes, strict=True)]
         return torch.cat(parts, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wire.current.op = ctx.op
         return (_Swap.apply(grad, *ctx.plan), None, None, None, None, None, None)
 
 
@@ -321,7 +332,7 @@ def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) 
     """Returns the reduction over the groups in a new tensor, without autograd."""
     out = x.detach().clone(memory_format=torch.contiguous_format)
     for group in groups:
-        dist.all_reduce(out, op, group=group)
+        wire.all_reduce(out, group, op)
     return out
 
 
@@ -334,7 +345,7 @@ def _all_reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> 
         return tuple(all_reduce(x, groups) for x in tensors)
     flat = torch.cat([x.reshape(-1) for x in tensors])
     for group in groups:
-        dist.all_reduce(flat, group=group)
+        wire.all_reduce(flat, group)
     parts = torch.split(flat, [x.numel() for x in tensors])
     # Separate storage: a gradient that is accumulated in place must not keep or touch the others.
     return tuple(part.view(x.shape).clone() for part, x in zip(parts, tensors, strict=True))
@@ -343,22 +354,24 @@ def _all_reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> 
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.groups = groups
+        ctx.op, ctx.groups = wire.current.op, groups
         return _all_reduce_together(tensors, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wire.current.op = ctx.op
         return None, *_Shared.apply(ctx.groups, *grads)
 
 
 class _Shared(Function):
     @staticmethod
     def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.groups = groups
+        ctx.op, ctx.groups = wire.current.op, groups
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        wire.current.op = ctx.op
         return None, *_Total.apply(ctx.groups, *grads)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from shardtensor._collectives import Wants, fetch_rows
+from shardtensor._plans import planned
 from shardtensor._reduce import dimensions, settle
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, place, unsupported
@@ -70,7 +70,7 @@ def slice_(x: ShardTensor, dim: int, item: slice) -> ShardTensor:
     return place(local, x.spec, x.spec.dims, tuple(kept if i == m else n for i, n in enumerate(x.spec.sizes)))
 
 
-@lru_cache(maxsize=4096)
+@planned
 def slice_rows(sizes: Sizes, start: int, stop: int, step: int) -> tuple[tuple[int, int], ...]:
     """Returns for every rank the local (start, stop) of its rows among start, start + step, ... < stop."""
     parts = []
@@ -172,7 +172,7 @@ def roll(x: ShardTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
     return ShardTensor(local, x.spec)
 
 
-@lru_cache(maxsize=4096)
+@planned
 def _rolled(sizes: Sizes, shift: int) -> Wants:
     return tuple(
         wrapped(offset - shift, offset - shift + n, sum(sizes))
@@ -202,7 +202,7 @@ def flip(x: ShardTensor, *dims: Any) -> ShardTensor:
     return ShardTensor(local.flip(chosen), x.spec)
 
 
-@lru_cache(maxsize=4096)
+@planned
 def _mirrored(sizes: Sizes) -> Wants:
     extent = sum(sizes)
     return tuple(((extent - o - n, extent - o),) for o, n in zip(offsets(sizes), sizes, strict=True))

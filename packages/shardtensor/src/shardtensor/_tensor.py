@@ -17,6 +17,7 @@ from shardtensor._collectives import all_reduce, shared
 from shardtensor._errors import UnsupportedShardedOp
 from shardtensor._redistribute import redistribute_local
 from shardtensor._spec import Dims, ShardSpec, Sizes, SizesArgument, derive, sizes_by_mesh_dim
+from shardtensor._wire import current
 
 Handler: TypeAlias = Callable[[Callable[..., Any], Sequence[type], tuple[Any, ...], Mapping[str, Any]], Any]
 
@@ -325,6 +326,7 @@ def dispatch(
 ) -> Any:
     """Runs a torch function of which some argument is a ShardTensor."""
     handler = ShardTensor.handlers.get(func)
+    current.op = func
     try:
         if handler is not None:
             return handler(func, types, args, kwargs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from shardtensor._align import align
 from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._plans import planned
 from shardtensor._reduce import dimensions
 from shardtensor._spec import Sizes
 from shardtensor._tensor import ShardTensor, elsewhere, local_part, place, unsupported
@@ -145,7 +145,7 @@ def _reshaped(x: ShardTensor, shape: Sequence[int]) -> ShardTensor:
     return place(x.local.reshape(local), x.spec, tuple(dims), tuple(sizes))
 
 
-@lru_cache(maxsize=4096)
+@planned
 def follow_rows(
     shape: tuple[int, ...], target: tuple[int, ...], dim: int, sizes: Sizes
 ) -> tuple[int, Sizes | None]:

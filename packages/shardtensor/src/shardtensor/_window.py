@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -13,13 +12,14 @@ from torch import Tensor
 
 from shardtensor._collectives import Wants, fetch_rows, plan_fetch, shared_all
 from shardtensor._index import slice_, wrapped
+from shardtensor._plans import planned
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, place, unsupported
 
 WindowPlan = tuple[Sizes, Wants, tuple[tuple[int, int], ...]]
 
 
-@lru_cache(maxsize=4096)
+@planned
 def plan_windows(
     sizes: Sizes, kernel: int, stride: int, before: int, after: int, dilation: int
 ) -> WindowPlan:
@@ -175,7 +175,7 @@ def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, 
     )
 
 
-@lru_cache(maxsize=4096)
+@planned
 def plan_padding(
     sizes: Sizes, before: int, after: int, mode: str
 ) -> tuple[Sizes, Wants, tuple[tuple[int, int], ...]]:

@@ -1,0 +1,26 @@
+"""Plans: pure functions of layouts that every rank computes alike, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MOST_PLANS = 8192
+
+
+def planned(function: Callable[P, T]) -> Callable[P, T]:
+    """Caches a function of hashable arguments; torch.compile takes its result for a constant."""
+    cached = lru_cache(maxsize=_MOST_PLANS)(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return cached(*args, **kwargs)
+
+    constant: Callable[P, T] = torch.compiler.assume_constant_result(call)
+    return constant
