@@ -1,23 +1,28 @@
-"""Microseconds per call of a torch function on a plain tensor, on a ShardTensor and on a DTensor.
+"""Microseconds per call of a torch function on a plain tensor, a ShardTensor, a DTensor, and PhysicsNeMo's.
 
-Run: OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 benchmarks/shard_dispatch.py
+What a handler costs beyond the torch function: tensors have 8 x 8 elements and nothing communicates.
+Starts its two ranks itself. Run:
+
+    python benchmarks/shard_dispatch.py
 """
 
+from __future__ import annotations
+
 import functools
-import platform
+import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
 
+import shard_common as common
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-
-from shardtensor import ShardTensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 REPEATS, CALLS = 8, 200
+KINDS = ("plain", "ShardTensor", "DTensor", "PhysicsNeMo")
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -31,7 +36,7 @@ def microseconds(call: Callable[[], object]) -> float:
     return best / CALLS * 1e6
 
 
-def cases(x: Any, weight: torch.Tensor, scale: torch.Tensor) -> dict[str, Callable[[], object]]:
+def cases(x: Any, weight: Any, scale: Any) -> dict[str, Callable[[], object]]:
     """Returns the calls to time; no one of them communicates in its forward pass."""
     return {
         "x + x": lambda: x + x,
@@ -45,35 +50,49 @@ def cases(x: Any, weight: torch.Tensor, scale: torch.Tensor) -> dict[str, Callab
     }
 
 
-def main() -> None:
-    dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("domain",))
-    torch.manual_seed(0)
-    results: dict[str, list[float]] = {}
+def operands(mesh: DeviceMesh, gradient: bool) -> dict[str, tuple[Any, Any, Any]]:
+    """Returns x (8, 8), sharded over its rows, and two weights, of every kind that is installed."""
+    x = torch.randn(8, 8)
+    weights = [torch.randn(*shape, requires_grad=gradient) for shape in ((8, 8), (8,))]
+    everywhere = functools.partial(distribute_tensor, device_mesh=mesh, placements=[Replicate()])
+    found: dict[str, tuple[Any, Any, Any]] = {
+        "plain": (x, weights[0], weights[1]),
+        "ShardTensor": (common.shard(x, mesh, 0), weights[0], weights[1]),
+        "DTensor": (
+            distribute_tensor(x, mesh, [Shard(0)]),
+            everywhere(weights[0]),
+            everywhere(weights[1]),
+        ),
+    }
+    if importlib.util.find_spec("physicsnemo") is not None:
+        theirs = importlib.import_module("physicsnemo.domain_parallel").ShardTensor
+        local = x.chunk(mesh.size())[mesh.get_local_rank()].clone()
+        found["PhysicsNeMo"] = (theirs.from_local(local, mesh, [Shard(0)]), weights[0], weights[1])
+    return found
+
+
+def measure(mesh: DeviceMesh) -> dict[tuple[str, str], float]:
+    results = {}
     for gradient in (False, True):
-        x = torch.randn(8, 8)
-        weight, scale = (torch.randn(*shape, requires_grad=gradient) for shape in ((8, 8), (8,)))
-        sharded = ShardTensor.from_local(
-            x.chunk(mesh.size())[mesh.get_local_rank()].clone(), mesh, [Shard(0)]
-        )
-        distributed: DTensor = distribute_tensor(x, mesh, [Shard(0)])
-        everywhere = functools.partial(distribute_tensor, device_mesh=mesh, placements=[Replicate()])
-        inputs = (
-            (x, weight, scale),
-            (sharded, weight, scale),
-            (distributed, everywhere(weight), everywhere(scale)),
-        )
-        for tensor, *weights in inputs:
-            tensor.requires_grad_(gradient)
-            for name, call in cases(tensor, *weights).items():
-                results.setdefault(f"{name}, grad" if gradient else name, []).append(microseconds(call))
-    if dist.get_rank() == 0:
-        threads = torch.get_num_threads()
-        print(f"torch {torch.__version__}, {mesh.size()} ranks, {threads} thread(s), {platform.machine()}")
-        print(f"{'microseconds per call':<24}{'plain':>10}{'ShardTensor':>14}{'DTensor':>10}")
-        for name, (plain, ours, theirs) in results.items():
-            print(f"{name:<24}{plain:>10.1f}{ours:>14.1f}{theirs:>10.1f}")
-    dist.destroy_process_group()
+        for kind, (x, *weights) in operands(mesh, gradient).items():
+            x.requires_grad_(gradient)
+            for name, call in cases(x, *weights).items():
+                results[f"{name}, grad" if gradient else name, kind] = microseconds(call)
+    return results
+
+
+def main() -> None:
+    found = common.on_ranks(measure, 2)[0]
+    print(common.machine())
+    if not any(kind == "PhysicsNeMo" for _, kind in found):
+        print("physicsnemo can not be imported here: its column is left out")
+    names = list(dict.fromkeys(name for name, _ in found))
+    kinds = [kind for kind in KINDS if (names[0], kind) in found]
+    rows = []
+    for name in names:
+        times = [found[name, kind] for kind in kinds]
+        rows.append((name, *times, *(each - times[0] for each in times[1:])))
+    common.table(["us per call", *kinds, *(f"{kind} - plain" for kind in kinds[1:])], rows)
 
 
 if __name__ == "__main__":

@@ -299,24 +299,17 @@ def indexing(mesh):
 def unsupported_names_the_way_out(mesh):
     x = shard(random(4, 7, 2), mesh, 1)
     for message, function in (
-        ("sort", lambda: x.sort(1)),
-        ("cumsum", lambda: x.cumsum(1)),
         ("interpolate", lambda: F.interpolate(x, scale_factor=2)),
-        ("cat", lambda: torch.cat([x, x], 1)),
-        ("multiples of 7", lambda: x.reshape(4, 2, 7)),
         ("outermost", lambda: x.flatten(0, 1)),
-        ("random numbers", lambda: F.dropout(x, 0.5)),
-        ("random numbers", lambda: torch.randn_like(x)),
         ("do not match", lambda: x + shard(random(4, 7, 2), mesh, 0)),
         ("plain tensor", lambda: random(4, 7, 2).add_(x)),
-        ("sequence is sharded", lambda: F.scaled_dot_product_attention(x, x, x)),
         ("numpy", lambda: x.__array__()),
         ("item", lambda: x.item()),
         ("indexing", lambda: x[x > 0]),
     ):
         with pytest.raises(UnsupportedShardedOp, match=message) as caught:
             function()
-        assert "Replicate()" in str(caught.value) or "Call ." in str(caught.value)
+        assert any(word in str(caught.value) for word in ("Replicate()", "Call .", "Use "))
     with pytest.raises(AttributeError):
         _ = x.no_such_method
 
@@ -349,8 +342,6 @@ def replicated_runs_everything(mesh):
     close(values, random(4, 6).sort(1).values)
     assert torch.equal(order.to_local(), random(4, 6).sort(1).indices)
     close(torch.linalg.svdvals(x), torch.linalg.svdvals(random(4, 6)))
-    with pytest.raises(UnsupportedShardedOp, match="random"):
-        F.dropout(x, 0.5)
 
 
 @case()

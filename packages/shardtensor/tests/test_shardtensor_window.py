@@ -1,9 +1,12 @@
-"""Convolution, padding, halos and neighbourhood attention on uneven shards against one process."""
+"""Convolution, padding, halos and a small forecaster on uneven shards against one process."""
+
+from random import Random
 
 import pytest
 import torch
 import torch.nn.functional as F
 from shard_ranks import close, compare, layouts, names, random, registry, shard
+from shard_samples import draw
 from torch.overrides import handle_torch_function, has_torch_function
 
 from shardtensor import (
@@ -12,7 +15,10 @@ from shardtensor import (
     fetch,
     halo_exchange,
     neighborhood_handler,
+    overlap,
+    pole_pad,
     register_function_handler,
+    traffic,
 )
 
 CASES, case = registry()
@@ -133,50 +139,11 @@ def local_attention(q, k, v, *, kernel, row_offset=0, bias=None):
 register_function_handler(local_attention, neighborhood_handler)
 
 
-@case()
-def neighborhood_rows(mesh):
-    q, k, v = (random(2, 7, 4, 2, 3, seed=s) for s in range(3))
-    for kernel in ((3, 3), (5, 1), (7, 3), (1, 3)):
-        run = lambda q, k, v, n=kernel: local_attention(q, k, v, kernel=n)  # noqa: E731
-        compare(run, mesh, [(q, 1), (k, 1), (v, 1)])
-    run = lambda q, k, v, b: local_attention(q, k, v, kernel=(3, 3), bias=b)  # noqa: E731
-    compare(run, mesh, [(q, 1), (k, 1), (v, 1)], weights=[random(2, seed=5)])
-    compare(run, mesh, [(q, 1), (k, None), (v, None)], weights=[random(2, seed=5)])
-    compare(run, mesh, [(q, 3), (k, 3), (v, 3)], weights=[random(1, seed=5)])
-    compare(run, mesh, [(q, 0), (k, 0), (v, 0)], weights=[random(2, seed=5)])
-
-
-@case()
-def neighborhood_of_some_rows(mesh):
-    """Queries that cover rows 2:7 of 9 key rows, with sizes of their own."""
-    q, k, v = random(1, 5, 4, 2, 3), random(1, 9, 4, 2, 3, seed=1), random(1, 9, 4, 2, 3, seed=2)
-    want = local_attention(q, k, v, kernel=(3, 3), row_offset=2)
-    for rows in layouts(mesh, 5):
-        for others in layouts(mesh, 9):
-            parts = [shard(q, mesh, 1, rows), shard(k, mesh, 1, others), shard(v, mesh, 1, others)]
-            close(local_attention(*parts, kernel=(3, 3), row_offset=2), want)
-
-
-@case("2x2")
-def neighborhood_rows_and_heads(mesh):
-    q, k, v = (random(1, 7, 4, 2, 3, seed=s) for s in range(3))
-    want = local_attention(q, k, v, kernel=(3, 3))
-    close(local_attention(*(shard(x, mesh, (1, 3), {0: (5, 2)}) for x in (q, k, v)), kernel=(3, 3)), want)
-
-
 @case("2", "3")
 def window_refusals(mesh):
     x = shard(random(2, 4, 6, 6), mesh, 1)
     with pytest.raises(UnsupportedShardedOp, match="channels"):
         F.conv2d(x, random(3, 4, 3, 3))
-    columns = [shard(random(1, 7, 6, 2, 3), mesh, 2) for _ in range(3)]
-    with pytest.raises(UnsupportedShardedOp, match="only rows, heads and batch"):
-        local_attention(*columns, kernel=(3, 3))
-    rows = [shard(random(1, 7, 6, 2, 3), mesh, 1) for _ in range(3)]
-    with pytest.raises(UnsupportedShardedOp, match="queries must be"):
-        local_attention(random(1, 7, 6, 2, 3), *rows[1:], kernel=(3, 3))
-    with pytest.raises(ValueError, match="more rows"):
-        local_attention(*rows, kernel=(9, 3))
     with pytest.raises(RuntimeError, match="larger than the padded input"):
         F.conv2d(shard(random(1, 1, 4, 4), mesh, 2), random(1, 1, 5, 1))
     with pytest.raises(RuntimeError, match="wider"):
@@ -225,6 +192,164 @@ def forecaster(mesh):
     assert isinstance(coarse, ShardTensor)
     assert coarse.spec.replicated
     assert fine.sizes == (rows[0],)
+
+
+def windows(extent, first, last, kernel, stride, padding, dilation):
+    """Returns the rows within the domain that outputs first to last - 1 read, by definition."""
+    reads = {j * stride - padding + t * dilation for j in range(first, last) for t in range(kernel)}
+    return {row for row in reads if 0 <= row < extent}
+
+
+@case("2", "3", "4", "2x2")
+def convolution_moves_only_missing_rows(mesh):
+    """Every rank receives the points that its windows read and it does not hold, each once; the gradients of
+    these points return."""
+    generator = Random(0)
+    for kernel, stride, padding, dilation in ((3, 1, 1, 1), (3, 2, 1, 1), (4, 2, 1, 1), (7, 1, 3, 1)):
+        for _ in range(3):
+            x, weight = random(2, 3, 16, 14), random(4, 3, kernel, kernel, seed=1).requires_grad_()
+            dims = (2,) if mesh.ndim == 1 else (2, 3)
+            sizes = {m: draw(generator, x.shape[d], mesh.size(m)) for m, d in enumerate(dims)}
+            part = shard(x, mesh, dims, sizes)
+            with traffic() as there:
+                out = F.conv2d(part, weight, None, stride, padding, dilation)
+            with traffic() as back:
+                out.local.sum().backward()
+            held = 1
+            needed = 1
+            for d in (2, 3):
+                own, made = part.local_slices()[d], out.local_slices()[d]
+                rows = windows(x.shape[d], made.start, made.stop, kernel, stride, padding, dilation)
+                mine = set(range(own.start, own.stop))
+                if d in dims and not made.stop - made.start:
+                    rows = set()
+                elif d not in dims:
+                    rows = mine
+                held *= len(rows & mine)
+                needed *= len(rows)
+            each = x[:, :, 0, 0].numel() * x.element_size()
+            received = sum(t.received for t in there.transfers)
+            returned = sum(t.sent for t in back.transfers if t.kind == "all_to_all")
+            assert received == (needed - held) * each, (sizes, kernel, stride)
+            assert returned == received
+
+
+@case("1", "2", "3", "4", "2x2")
+def overlapped_convolution(mesh):
+    """Overlap of exchange and interior changes no value, no gradient and no collective."""
+    sizes = {1: (16,), 2: (7, 9), 3: (5, 6, 5), 4: (4, 4, 3, 5)}[mesh.size(0)]
+    for kernel, stride, padding, dilation in (
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (2, 1, 0, 1),
+        (4, 2, 1, 1),
+        (3, 1, 1, 2),
+    ):
+        x, weight, bias = random(2, 3, 16, 6), random(4, 3, kernel, kernel, seed=1), random(4, seed=2)
+        results = []
+        for enabled in (False, True):
+            w, b = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+            part = shard(
+                x,
+                mesh,
+                (2,) if mesh.ndim == 1 else (2, 0),
+                {0: sizes, **({1: (1, 1)} if mesh.ndim > 1 else {})},
+            )
+            with overlap(enabled), traffic() as seen:
+                out = F.conv2d(part, w, b, stride, padding, dilation)
+                seed = random(*out.shape, seed=3)[out.local_slices()]
+                out.local.backward(seed)
+            results.append((out.local, part.grad.local, w.grad, b.grad, len(seen), seen.sent))
+        for a, b in zip(*results, strict=True):
+            if isinstance(a, torch.Tensor):
+                close(a, b)
+            else:
+                assert a == b
+
+
+@case("2", "3")
+def overlap_is_differentiated_once(mesh):
+    part, weight = shard(random(1, 2, 12, 6), mesh, 2), random(2, 2, 3, 3, seed=1).requires_grad_()
+    with overlap():
+        out = F.conv2d(part, weight, padding=1)
+    with pytest.raises(UnsupportedShardedOp, match=r"overlap\(False\)"):
+        torch.autograd.grad(out.local.sum(), [part.local], create_graph=True)
+
+
+def polar(x, latitude, longitude, width, *, on_grid, sign):
+    """Reference of `pole_pad`: a field is a function on the sphere, read beyond the poles."""
+    extent = x.shape[latitude]
+    rows = []
+    for i in range(-width, extent + width):
+        beyond = i < 0 or i >= extent
+        over = -i - (not on_grid) if i < 0 else 2 * extent - 1 - on_grid - i
+        row = x.select(latitude, over if beyond else i)
+        at = longitude - (longitude > latitude)
+        rows.append(sign * row.roll(x.shape[longitude] // 2, at) if beyond else row)
+    return torch.stack(rows, latitude)
+
+
+@case("1", "2", "3", "4", "2x2")
+def rows_beyond_the_poles(mesh):
+    x = random(2, 3, 7, 8)
+    layouts = [(2,), (3,), (0,)] if mesh.ndim == 1 else [(2, 3), (3, 2), (0, 3), (2, 0)]
+    generator = Random(1)
+    for dims in layouts:
+        for on_grid, width, sign in ((True, 2, 1.0), (False, 3, -1.0), (False, 7, 1.0), (True, 6, -1.0)):
+            sizes = {m: draw(generator, x.shape[d], mesh.size(m)) for m, d in enumerate(dims)}
+            plain, part = x.clone().requires_grad_(), shard(x, mesh, dims, sizes)
+            want = polar(plain, 2, 3, width, on_grid=on_grid, sign=sign)
+            got = pole_pad(part, 2, -1, width, on_grid=on_grid, sign=sign)
+            close(got, want)
+            seed = random(*want.shape, seed=3)
+            want.backward(seed)
+            got.local.backward(seed[got.local_slices()])
+            close(part.grad, plain.grad)
+    signs = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1)
+    vector = pole_pad(shard(x, mesh, layouts[0]), 2, 3, 1, on_grid=False, sign=signs)
+    for c, sign in enumerate((1.0, -1.0, -1.0)):
+        close(vector[:, c], polar(x, 2, 3, 1, on_grid=False, sign=sign)[:, c])
+
+
+@case("2", "3")
+def refusals_of_windows(mesh):
+    """Extents are those of the whole tensor, also where the local ones would fit; channels must be whole."""
+    x = shard(random(2, 4, 6, 6), mesh, 1)
+    for function in (
+        lambda x: F.conv_transpose2d(x, random(4, 2, 3, 3)),
+        lambda x: F.pixel_shuffle(x, 2),
+        lambda x: F.pixel_unshuffle(x, 2),
+        lambda x: F.channel_shuffle(x, 2),
+    ):
+        with pytest.raises(UnsupportedShardedOp, match=r"sharded.*redistribute"):
+            function(x)
+    rows = shard(random(2, 4, 6, 6), mesh, 2)
+    with pytest.raises(UnsupportedShardedOp, match="plain weights"):
+        F.conv2d(rows, shard(random(2, 4, 3, 3), mesh, 0))
+    with pytest.raises(UnsupportedShardedOp, match="plain weights"):
+        F.conv_transpose2d(rows, random(4, 2, 3, 3), shard(random(2), mesh, 0))
+    with pytest.raises(RuntimeError, match="output padding"):
+        F.conv_transpose2d(rows, random(4, 2, 3, 3), output_padding=1)
+    with pytest.raises(RuntimeError, match="strided"):
+        F.conv2d(rows, random(2, 4, 3, 3), padding="same", stride=2)
+    with pytest.raises(RuntimeError, match="half of"):
+        F.max_pool2d(rows, 2, padding=2)
+    with pytest.raises(RuntimeError, match=r"invalid|divisible"):
+        F.pixel_unshuffle(shard(random(1, 1, 7, 6), mesh, 2), 2)
+    with pytest.raises(ValueError, match="size or scale_factor"):
+        F.interpolate(rows)
+    with pytest.raises(ValueError, match="align_corners"):
+        F.interpolate(rows, scale_factor=2, align_corners=True)
+    with pytest.raises(UnsupportedShardedOp, match="dimension 3 is sharded"):
+        F.unfold(shard(random(2, 4, 6, 6), mesh, 3), 3)
+    with pytest.raises(UnsupportedShardedOp, match=r"redistribute.*multiples of 5"):
+        F.fold(shard(random(1, 4, 25), mesh, 2), (6, 6), 2)
+    with pytest.raises(ValueError, match="half a turn"):
+        pole_pad(shard(random(6, 7), mesh, 0), 0, 1, 1, on_grid=True)
+    with pytest.raises(ValueError, match="sharded dimension"):
+        pole_pad(shard(random(4, 6, 6), mesh, 0), 1, 2, 1, on_grid=True, sign=torch.ones(4, 1, 1))
+    with pytest.raises(RuntimeError, match="wider"):
+        pole_pad(shard(random(4, 6, 6), mesh, 1), 1, 2, 6, on_grid=True)
 
 
 @pytest.mark.parametrize("name", names(CASES))

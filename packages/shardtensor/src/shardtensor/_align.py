@@ -123,7 +123,7 @@ def _part(
     extents: dict[Label, int],
 ) -> Tensor:
     part = x.local if isinstance(x, ShardTensor) else x
-    if isinstance(x, ShardTensor) and x.spec.mesh != spec.mesh:
+    if isinstance(x, ShardTensor) and x.spec.groups != spec.groups:
         raise ValueError(f"operands live on different meshes: {x.spec.mesh} and {spec.mesh}")
     everywhere = []
     for m, (label, sizes) in enumerate(split):

@@ -7,10 +7,10 @@ total. Every backward is the forward of another function here, so that all of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -20,21 +20,22 @@ from torch.autograd import Function
 from shardtensor import _wire as wire
 from shardtensor._plans import planned
 from shardtensor._spec import ShardSpec, Sizes, offsets
+from shardtensor._wire import Group
 
 Interval: TypeAlias = tuple[int, int]  # global rows [start, stop)
 Wants: TypeAlias = tuple[
     tuple[Interval, ...], ...
 ]  # for every rank the intervals that it asks for, in output order
-Group: TypeAlias = dist.ProcessGroup
+LinearMap: TypeAlias = Callable[..., Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class FetchPlan:
+class FetchPlan(NamedTuple):
     """One rank's share of a fetch along one mesh dimension; all counts are rows.
 
     Args:
         rows: own rows before the fetch.
         send: for every destination the pieces (start, length) of the own shard that it receives.
+        send_rows: rows for every destination.
         receive: rows that come from every source.
         build: the output in order, as (received?, start, length).
         quiet: no rank sends anything.
@@ -42,13 +43,10 @@ class FetchPlan:
 
     rows: int
     send: tuple[tuple[tuple[int, int], ...], ...]
+    send_rows: Sizes
     receive: Sizes
     build: tuple[tuple[bool, int, int], ...]
     quiet: bool
-
-    @property
-    def send_rows(self) -> Sizes:
-        return tuple(sum(length for _, length in pieces) for pieces in self.send)
 
 
 @planned
@@ -79,7 +77,8 @@ def plan_fetch(sizes: Sizes, wants: Wants, rank: int) -> FetchPlan:
         build.append((source != rank, start if source == rank else cursor[source], length))
         cursor[source] += length
     quiet = all(source == asker for asker, asked in enumerate(pieces) for source, _, _ in asked)
-    return FetchPlan(sizes[rank], send, tuple(receive), tuple(build), quiet)
+    send_rows = tuple(sum(length for _, length in asked) for asked in send)
+    return FetchPlan(sizes[rank], send, send_rows, tuple(receive), tuple(build), quiet)
 
 
 def _pieces(sizes: Sizes, want: tuple[Interval, ...]) -> list[tuple[int, int, int]]:
@@ -114,8 +113,29 @@ def fetch_rows(
     plan = plan_fetch(rows, wants, spec.coordinate[mesh_dim])
     if plan.quiet:
         return _assemble(x, None, dim, plan)
-    result: Tensor = _Fetch.apply(x, dim, plan, spec.groups[mesh_dim])
+    return linear(x, _run_fetch, _run_return, (dim, plan, spec.groups[mesh_dim]))
+
+
+def linear(x: Tensor, run: LinearMap, back: LinearMap, plan: tuple[Any, ...]) -> Tensor:
+    """Returns run(x, *plan), a linear map between ranks whose transpose is back(gradient, *plan)."""
+    result: Tensor = _Linear.apply(x, run, back, plan)
     return result
+
+
+class _Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: LinearMap, back: LinearMap, plan: tuple[Any, ...]) -> Tensor:
+        wire.remember(ctx)
+        ctx.maps = (run, back, plan)
+        return run(x, *plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        wire.recall(ctx)
+        run, back, plan = ctx.maps
+        # Compiled graphs differentiate once.
+        out = back(grad, *plan) if torch.compiler.is_compiling() else linear(grad, back, run, plan)
+        return out, None, None, None
 
 
 def _exchange(
@@ -124,9 +144,7 @@ def _exchange(
     """Sends the concatenated pieces; returns what arrives, with `dim` moved to the front."""
     rest = [n for d, n in enumerate(like.shape) if d != dim]
     out = torch.cat([piece.movedim(dim, 0) for piece in pieces]) if pieces else like.new_empty((0, *rest))
-    received = like.new_empty((sum(receive), *rest))
-    wire.all_to_all(received, out.contiguous(), receive, send, group)
-    return received
+    return wire.exchange(out.contiguous(), receive, send, group)
 
 
 def _assemble(x: Tensor, received: Tensor | None, dim: int, plan: FetchPlan) -> Tensor:
@@ -155,90 +173,51 @@ def _run_return(grad: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor
     ]
     away = sorted((start, i) for i, (remote, start, _) in enumerate(plan.build) if remote)
     received = _exchange([parts[i] for _, i in away], grad, dim, plan.receive, plan.send_rows, group)
-    shape = list(grad.shape)
-    shape[dim] = plan.rows
-    home = grad.new_zeros(shape)
-    for (remote, start, length), part in zip(plan.build, parts, strict=True):
-        if not remote:
-            home.narrow(dim, start, length).add_(part)
+    whole = [part for (remote, *_), part in zip(plan.build, parts, strict=True) if not remote]
+    if len(whole) == 1 and whole[0].shape[dim] == plan.rows:  # a halo: the own rows, once
+        home = whole[0].clone()
+    else:
+        shape = list(grad.shape)
+        shape[dim] = plan.rows
+        home = grad.new_zeros(shape)
+        for (remote, start, length), part in zip(plan.build, parts, strict=True):
+            if not remote:
+                home.narrow(dim, start, length).add_(part)
     cursor = 0
-    for start, length in (piece for asked in plan.send for piece in asked):
+    for start, length in [piece for asked in plan.send for piece in asked]:
         home.narrow(dim, start, length).add_(received.narrow(0, cursor, length).movedim(0, dim))
         cursor += length
     return home
 
 
-class _Fetch(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor:
-        ctx.op = wire.current.op
-        ctx.plan = (dim, plan, group)
-        return _run_fetch(x, dim, plan, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        wire.current.op = ctx.op
-        return _Return.apply(grad, *ctx.plan), None, None, None
-
-
-class _Return(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor:
-        ctx.op = wire.current.op
-        ctx.plan = (dim, plan, group)
-        return _run_return(x, dim, plan, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        wire.current.op = ctx.op
-        return _Fetch.apply(grad, *ctx.plan), None, None, None
-
-
-def _everything(sizes: Sizes) -> Wants:
-    return tuple(((0, sum(sizes)),) for _ in sizes)
+@planned
+def plan_gather(sizes: Sizes, rank: int) -> FetchPlan:
+    """Returns the plan by which every rank gets all rows."""
+    return plan_fetch(sizes, (((0, sum(sizes)),),) * len(sizes), rank)
 
 
 def gather(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) -> Tensor:
     """Shard -> Replicate: returns all rows on every rank; the backward keeps the own rows of the gradient."""
     if len(sizes) == 1:
         return x
-    result: Tensor = _Gather.apply(x, dim, sizes, spec.coordinate[mesh_dim], spec.groups[mesh_dim])
-    return result
+    return linear(x, _run_gather, _run_own, (dim, sizes, spec.coordinate[mesh_dim], spec.groups[mesh_dim]))
 
 
 def own_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) -> Tensor:
     """Replicate -> Shard: returns the own rows; the backward gathers the gradient of all rows."""
     rank = spec.coordinate[mesh_dim]
     if len(sizes) == 1 or not needs_gradient(x):
-        return x.narrow(dim, offsets(sizes)[rank], sizes[rank])
-    result: Tensor = _OwnRows.apply(x, dim, sizes, rank, spec.groups[mesh_dim])
-    return result
+        return x.narrow(dim, sum(sizes[:rank]), sizes[rank])
+    return linear(x, _run_own, _run_gather, (dim, sizes, rank, spec.groups[mesh_dim]))
 
 
-class _Gather(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
-        ctx.op = wire.current.op
-        ctx.plan = (dim, sizes, rank, group)
-        return _run_fetch(x, dim, plan_fetch(sizes, _everything(sizes), rank), group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        wire.current.op = ctx.op
-        return _OwnRows.apply(grad, *ctx.plan), None, None, None, None
+def _run_gather(x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
+    return _run_fetch(x, dim, plan_gather(sizes, rank), group)
 
 
-class _OwnRows(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
-        ctx.op = wire.current.op
-        ctx.plan = (dim, sizes, rank, group)
-        return x.narrow(dim, offsets(sizes)[rank], sizes[rank]).clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        wire.current.op = ctx.op
-        return _Gather.apply(grad, *ctx.plan), None, None, None, None
+def _run_own(x: Tensor, dim: int, sizes: Sizes, rank: int, group: Group) -> Tensor:
+    del group
+    return x.narrow(dim, sum(sizes[:rank]), sizes[rank]).clone()
 
 
 def reduce_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Sizes) -> Tensor:
@@ -246,9 +225,7 @@ def reduce_rows(x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, sizes: Size
     if len(sizes) == 1:
         return x
     rank = spec.coordinate[mesh_dim]
-    plan = plan_fetch(sizes, _everything(sizes), rank)
-    result: Tensor = _Return.apply(x, dim, plan, spec.groups[mesh_dim])
-    return result
+    return linear(x, _run_return, _run_fetch, (dim, plan_gather(sizes, rank), spec.groups[mesh_dim]))
 
 
 def swap_rows(
@@ -258,33 +235,28 @@ def swap_rows(
     if len(sizes) == 1:
         return x
     rank, group = spec.coordinate[mesh_dim], spec.groups[mesh_dim]
-    result: Tensor = _Swap.apply(x, dim, sizes, new_dim, new_sizes, rank, group)
-    return result
+    return linear(x, _run_swap, _run_unswap, (dim, sizes, new_dim, new_sizes, rank, group))
 
 
-class _Swap(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dim: int, sizes: Sizes, new_dim: int, new_sizes: Sizes, rank: int, group: Group
-    ) -> Tensor:
-        ctx.op = wire.current.op
-        ctx.plan = (new_dim, new_sizes, dim, sizes, rank, group)
-        blocks = [block.reshape(-1) for block in x.split(list(new_sizes), new_dim)]
-        shapes = []
-        for rows in sizes:
-            shape = list(x.shape)
-            shape[dim], shape[new_dim] = rows, new_sizes[rank]
-            shapes.append(torch.Size(shape))
-        counts = [shape.numel() for shape in shapes]
-        received = x.new_empty(sum(counts))
-        wire.all_to_all(received, torch.cat(blocks), counts, [b.numel() for b in blocks], group)
-        parts = [part.view(shape) for part, shape in zip(received.split(counts), shapes, strict=True)]
-        return torch.cat(parts, dim)
+def _run_swap(
+    x: Tensor, dim: int, sizes: Sizes, new_dim: int, new_sizes: Sizes, rank: int, group: Group
+) -> Tensor:
+    blocks = [block.reshape(-1) for block in x.split(list(new_sizes), new_dim)]
+    shapes = []
+    for rows in sizes:
+        shape = list(x.shape)
+        shape[dim], shape[new_dim] = rows, new_sizes[rank]
+        shapes.append(shape)
+    counts = [math.prod(shape) for shape in shapes]
+    received = wire.exchange(torch.cat(blocks), counts, [b.numel() for b in blocks], group)
+    parts = [part.view(shape) for part, shape in zip(received.split(counts), shapes, strict=True)]
+    return torch.cat(parts, dim)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        wire.current.op = ctx.op
-        return (_Swap.apply(grad, *ctx.plan), None, None, None, None, None, None)
+
+def _run_unswap(
+    x: Tensor, dim: int, sizes: Sizes, new_dim: int, new_sizes: Sizes, rank: int, group: Group
+) -> Tensor:
+    return _run_swap(x, new_dim, new_sizes, dim, sizes, rank, group)
 
 
 def total(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
@@ -292,8 +264,16 @@ def total(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
     groups = _groups(spec, mesh_dims)
     if not groups:
         return x
-    (result,) = _Total.apply(groups, x)
-    return cast("Tensor", result)
+    return linear(x, _run_total, _run_nothing, (groups,))
+
+
+def _run_total(x: Tensor, groups: Sequence[Group]) -> Tensor:
+    return all_reduce(x, groups)
+
+
+def _run_nothing(x: Tensor, groups: Sequence[Group]) -> Tensor:
+    del groups
+    return x.view_as(x)
 
 
 def shared(x: Tensor, spec: ShardSpec, mesh_dims: Sequence[int]) -> Tensor:
@@ -306,9 +286,14 @@ def shared_all(tensors: Sequence[Tensor], spec: ShardSpec, mesh_dims: Sequence[i
     chosen = [i for i, x in enumerate(tensors) if needs_gradient(x)]
     groups = _groups(spec, mesh_dims) if chosen else ()
     out = list(tensors)
-    if groups:
-        for i, x in zip(chosen, _Shared.apply(groups, *(tensors[i] for i in chosen)), strict=True):
-            out[i] = x
+    if not groups:
+        return out
+    if torch.compiler.is_compiling():
+        for i in chosen:
+            out[i] = linear(tensors[i], _run_nothing, _run_total, (groups,))
+        return out
+    for i, x in zip(chosen, _Shared.apply(groups, *[tensors[i] for i in chosen]), strict=True):
+        out[i] = x
     return out
 
 
@@ -330,6 +315,10 @@ def needs_gradient(x: Tensor) -> bool:
 
 def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) -> Tensor:
     """Returns the reduction over the groups in a new tensor, without autograd."""
+    if torch.compiler.is_compiling():
+        for group in groups:
+            x = torch.ops.shardtensor.all_reduce(x, wire.reduce_name(op), group.name)
+        return x
     out = x.detach().clone(memory_format=torch.contiguous_format)
     for group in groups:
         wire.all_reduce(out, group, op)
@@ -337,16 +326,21 @@ def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) 
 
 
 def _groups(spec: ShardSpec, mesh_dims: Sequence[int]) -> tuple[Group, ...]:
-    return tuple(spec.groups[m] for m in mesh_dims if spec.mesh.size(m) > 1)
+    return tuple([spec.groups[m] for m in mesh_dims if spec.ranks[m] > 1])
 
 
-def _all_reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> tuple[Tensor, ...]:
-    if len(tensors) == 1 or len({x.dtype for x in tensors}) > 1:
-        return tuple(all_reduce(x, groups) for x in tensors)
-    flat = torch.cat([x.reshape(-1) for x in tensors])
+def reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> tuple[Tensor, ...]:
+    """All-reduces tensors in one collective where they have one dtype; halves are summed in float32."""
+    if len({x.dtype for x in tensors}) > 1:
+        return tuple(part for x in tensors for part in reduce_together([x], groups))
+    dtype = tensors[0].dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    if len(tensors) == 1:
+        return (all_reduce(tensors[0].to(wide), groups).to(dtype),)
+    flat = torch.cat([x.reshape(-1).to(wide) for x in tensors])
     for group in groups:
         wire.all_reduce(flat, group)
-    parts = torch.split(flat, [x.numel() for x in tensors])
+    parts = torch.split(flat.to(dtype), [x.numel() for x in tensors])
     # Separate storage: a gradient that is accumulated in place must not keep or touch the others.
     return tuple(part.view(x.shape).clone() for part, x in zip(parts, tensors, strict=True))
 
@@ -354,64 +348,61 @@ def _all_reduce_together(tensors: Sequence[Tensor], groups: Sequence[Group]) -> 
 class _Total(Function):
     @staticmethod
     def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.op, ctx.groups = wire.current.op, groups
-        return _all_reduce_together(tensors, groups)
+        wire.remember(ctx)
+        ctx.groups = groups
+        return reduce_together(tensors, groups)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wire.current.op = ctx.op
+        wire.recall(ctx)
         return None, *_Shared.apply(ctx.groups, *grads)
 
 
 class _Shared(Function):
     @staticmethod
     def forward(ctx: Any, groups: tuple[Group, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.op, ctx.groups = wire.current.op, groups
+        wire.remember(ctx)
+        ctx.groups, ctx.leaves = groups, [x if x.is_leaf else None for x in tensors]
         return tuple(x.view_as(x) for x in tensors)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wire.current.op = ctx.op
-        return None, *_Total.apply(ctx.groups, *grads)
+        wire.recall(ctx)
+        if deferred.active is None or torch.is_grad_enabled():
+            return None, *_Total.apply(ctx.groups, *grads)
+        now = [i for i, leaf in enumerate(ctx.leaves) if leaf is None]
+        out: list[Tensor | None] = [None] * len(grads)
+        for i, grad in zip(
+            now, reduce_together([grads[i] for i in now], ctx.groups) if now else (), strict=True
+        ):
+            out[i] = grad
+        for leaf, grad in zip(ctx.leaves, grads, strict=True):
+            if leaf is not None:
+                deferred.add(leaf, ctx.groups, grad)
+        return None, *out
 
 
-def extremum(
-    x: Tensor, dims: tuple[int, ...], spec: ShardSpec, mesh_dims: Sequence[int], largest: bool
-) -> Tensor:
-    """Returns the maximum (or minimum) over `dims` and the ranks of `mesh_dims`, keeping `dims` as extent 1.
-
-    Equal extrema share the gradient evenly, wherever they lie, as torch.amax does.
-    """
-    result: Tensor = _Extremum.apply(x, dims, _groups(spec, mesh_dims), largest)
-    return result
+Waiting: TypeAlias = dict[int, tuple[Tensor, tuple[Group, ...], Tensor]]
 
 
-class _Extremum(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, dims: tuple[int, ...], groups: tuple[Group, ...], largest: bool
-    ) -> Tensor:
-        if any(x.shape[d] == 0 for d in dims):
-            shape = [1 if d in dims else n for d, n in enumerate(x.shape)]
-            value = x.new_full(shape, _worst(x.dtype, largest))
-        else:
-            value = x.amax(dims, keepdim=True) if largest else x.amin(dims, keepdim=True)
-        if groups:
-            value = all_reduce(value, groups, dist.ReduceOp.MAX if largest else dist.ReduceOp.MIN)
-        hit = x == value
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(hit, all_reduce(hit.sum(dims, keepdim=True), groups))
-        return value
+class _Deferred:
+    """Gradients of weights that are summed over the ranks later, all together; off while `active` is None."""
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        hit, count = ctx.saved_tensors
-        return torch.where(hit, grad / count, 0.0).to(grad.dtype), None, None, None
+    __slots__ = ("active",)
+
+    def __init__(self) -> None:
+        self.active: Waiting | None = None
+
+    def add(self, weight: Tensor, groups: tuple[Group, ...], grad: Tensor) -> None:
+        if self.active is None:
+            raise RuntimeError("no gradients are waited for")
+        known = self.active.get(id(weight))
+        if known is not None and known[1] != groups:
+            raise RuntimeError(
+                "bucketed_gradients: a weight is used on tensors sharded over different mesh dimensions; "
+                "leave its gradient to the operations"
+            )
+        self.active[id(weight)] = (weight, groups, grad if known is None else known[2] + grad)
 
 
-def _worst(dtype: torch.dtype, largest: bool) -> float | int:
-    if dtype == torch.bool:
-        return not largest
-    if dtype.is_floating_point:
-        return float("-inf") if largest else float("inf")
-    return torch.iinfo(dtype).min if largest else torch.iinfo(dtype).max
+deferred = _Deferred()

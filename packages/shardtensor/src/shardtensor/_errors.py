@@ -1,6 +1,10 @@
-"""The one error that says: this operation has no sharded form here."""
+"""What says that an operation has no sharded form here, or none without all of the data."""
 
 from __future__ import annotations
+
+
+class GatherWarning(UserWarning):
+    """An operation gathers a sharded dimension on every rank, because its result needs all of it."""
 
 
 class UnsupportedShardedOp(NotImplementedError):
@@ -12,6 +16,9 @@ class UnsupportedShardedOp(NotImplementedError):
     """
 
     def __init__(self, op: str, reason: str, remedy: str, *, random: bool = False) -> None:
-        super().__init__(f"{op}: {reason}. {remedy}")
-        self.op = op
+        self.op = op  # no super().__init__, which Dynamo does not trace: __new__ has kept the arguments
         self.random = random
+
+    def __str__(self) -> str:
+        op, reason, remedy = self.args
+        return f"{op}: {reason}. {remedy}"

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from shardtensor._collectives import Interval, fetch_rows
+from shardtensor._collectives import Interval, Wants, fetch_rows
 from shardtensor._index import wrapped
+from shardtensor._plans import planned
 from shardtensor._spec import Sizes, offsets
-from shardtensor._tensor import ShardTensor
+from shardtensor._tensor import ShardTensor, unsupported
+from shardtensor._window import pad_dimension
 
 
 def fetch(x: ShardTensor, dim: int, wants: Sequence[Sequence[Interval]]) -> Tensor:
@@ -58,6 +60,64 @@ def halo_exchange(x: ShardTensor, dim: int, before: int, after: int, *, periodic
         else:
             wants.append(((max(low, 0), min(high, extent)),))
     return fetch_rows(x.local, dim % x.ndim, x.spec, m, tuple(wants))
+
+
+def pole_pad(
+    x: ShardTensor,
+    latitude: int,
+    longitude: int,
+    width: int,
+    *,
+    on_grid: bool,
+    sign: float | Tensor = 1.0,
+) -> ShardTensor:
+    """Extends a global field on a latitude-longitude grid by `width` rows beyond both poles.
+
+    The row k steps beyond a pole holds the row k steps before it, half a turn away in longitude. Either
+    dimension may be sharded; the ranks that hold the polar rows grow. A convolution that follows needs no
+    padding along latitude.
+
+    Args:
+        x: the field.
+        latitude: dimension of latitude, from pole to pole in either direction.
+        longitude: dimension of longitude, evenly spaced once around; of even extent.
+        width: rows to add at each pole.
+        on_grid: whether the first and the last row are the poles themselves (they are not repeated), not half
+            a step off.
+        sign: factor of the new rows, -1 for components of vectors, which turn over at a pole; a tensor must
+            have extent 1 along sharded dimensions.
+
+    Raises:
+        ValueError: the longitudes do not divide into two halves, or `sign` extends over a sharded dimension.
+        RuntimeError: there are fewer rows than `width` needs.
+        UnsupportedShardedOp: x is a pending sum.
+    """
+    lat, lon = latitude % x.ndim, longitude % x.ndim
+    if x.spec.partial:
+        raise unsupported("pole_pad", (x,), {}, "the tensor is a pending sum")
+    if x.shape[lon] % 2 or lat == lon:
+        raise ValueError(f"half a turn needs an even number of longitudes, got {x.shape[lon]}")
+    if isinstance(sign, Tensor):
+        whole = (1,) * (x.ndim - sign.ndim) + tuple(sign.shape)
+        if any(dim is not None and whole[dim] != 1 for dim in x.spec.dims):
+            raise ValueError(f"sign of shape {tuple(sign.shape)} extends over a sharded dimension")
+
+    def turned(rows: Tensor) -> Tensor:
+        if lon in x.spec.dims:
+            m = x.spec.dims.index(lon)
+            rows = fetch_rows(rows, lon, x.spec, m, _half_turn(x.spec.sizes[m] or ()))
+        else:
+            rows = rows.roll(x.shape[lon] // 2, lon)
+        return rows if isinstance(sign, float) and sign == 1.0 else rows * sign
+
+    return pad_dimension(x, lat, width, width, "reflect" if on_grid else "symmetric", change=turned)
+
+
+@planned
+def _half_turn(sizes: Sizes) -> Wants:
+    extent = sum(sizes)
+    starts = [offset + extent // 2 for offset in offsets(sizes)]
+    return tuple(wrapped(start, start + n, extent) for start, n in zip(starts, sizes, strict=True))
 
 
 def _mesh_dim(x: ShardTensor, dim: int) -> tuple[int, Sizes]:

@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shardtensor._collectives import Wants, fetch_rows
+from shardtensor._collectives import Wants, fetch_rows, gather
 from shardtensor._plans import planned
 from shardtensor._reduce import dimensions, settle
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, place, unsupported
-
-
-def getitem(
-    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor:
-    """x[...] with integers, slices, None, Ellipsis and, on an unsharded dimension, one list or 1-d tensor."""
-    x, index = args
-    if not isinstance(x, ShardTensor) or x.spec.partial:
-        raise unsupported("indexing", args, kwargs)
-    items = list(index) if isinstance(index, tuple) else [index]
-    lists = [i for i in items if isinstance(i, list | Tensor)]
-    if (
-        len(lists) > 1
-        or any(isinstance(i, ShardTensor | bool) for i in items)
-        or any(_is_mask(i) for i in lists)
-    ):
-        raise unsupported("indexing", args, kwargs, f"with {[type(i).__name__ for i in items]}")
-    used = sum(item is not None and item is not Ellipsis for item in items)
-    at = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
-    items[at : at + 1] = [slice(None)] * (x.ndim - used)
-    dim = 0
-    for item in items:
-        x, dim = _index_one(x, dim, item)
-    return x
-
-
-def _is_mask(index: list[Any] | Tensor) -> bool:
-    tensor = torch.as_tensor(index)
-    return tensor.dtype in (torch.bool, torch.uint8) or tensor.ndim != 1
-
-
-def _index_one(x: ShardTensor, dim: int, item: Any) -> tuple[ShardTensor, int]:
-    if item is None:
-        lifted: ShardTensor = x.unsqueeze(dim)
-        return lifted, dim + 1
-    if isinstance(item, slice):
-        return (x if item == slice(None) else slice_(x, dim, item)), dim + 1
-    if isinstance(item, list | Tensor):
-        return index_select(x, dim, torch.as_tensor(item, device=x.device)), dim + 1
-    return select(x, dim, int(item)), dim
 
 
 def slice_(x: ShardTensor, dim: int, item: slice) -> ShardTensor:
@@ -95,6 +55,9 @@ def select(x: ShardTensor, dim: int, index: int) -> ShardTensor:
     row = slice_(x, dim, slice(index % extent, index % extent + 1))
     if dim not in x.spec.dims:
         return settle(row.local.squeeze(dim), x, (dim,), False, pending=False)
+    if x.dtype == torch.bool:
+        taken = settle(row.local.sum(dim, dtype=torch.int32), x, (dim,), False)
+        return ShardTensor(taken.local.to(torch.bool), taken.spec)
     return settle(row.local.sum(dim, dtype=x.dtype), x, (dim,), False)
 
 
@@ -106,61 +69,62 @@ def narrow(x: ShardTensor, dim: int, start: int, length: int) -> ShardTensor:
     return slice_(x, dim, slice(begin, begin + length))
 
 
-def index_select(x: ShardTensor, dim: int, index: Tensor) -> ShardTensor:
+def split(x: ShardTensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[ShardTensor, ...]:
+    """Pieces of a sharded dimension stay where their rows are; the same holds for chunk and tensor_split."""
     (dim,) = dimensions(dim, x.ndim)
-    if dim in x.spec.dims or not isinstance(index, Tensor):
-        raise unsupported("index_select", (x,), {}, f"dimension {dim} is sharded, or the index is")
-    extent = x.shape[dim]
-    return place(
-        x.local.index_select(dim, torch.where(index < 0, index + extent, index)),
-        x.spec,
-        x.spec.dims,
-        x.spec.sizes,
-    )
-
-
-def split(x: ShardTensor, size: int | Sequence[int], dim: int = 0) -> tuple[ShardTensor, ...]:
-    (dim,) = dimensions(dim, x.ndim)
-    _whole("split", x, dim)
-    return _each(x, x.local.split(size if isinstance(size, int) else list(size), dim))
+    if isinstance(split_size, int):
+        if split_size < 1:
+            raise RuntimeError(f"split: pieces need at least one row, got {split_size}")
+        return _pieces(x, dim, range(split_size, x.shape[dim], split_size))
+    if sum(split_size) != x.shape[dim] or min(split_size, default=0) < 0:
+        raise RuntimeError(f"split: pieces {tuple(split_size)} do not fill {x.shape[dim]} rows")
+    return _pieces(x, dim, [sum(split_size[:i]) for i in range(1, len(split_size))])
 
 
 def chunk(x: ShardTensor, chunks: int, dim: int = 0) -> tuple[ShardTensor, ...]:
     (dim,) = dimensions(dim, x.ndim)
-    _whole("chunk", x, dim)
-    return _each(x, x.local.chunk(chunks, dim))
+    if chunks < 1:
+        raise RuntimeError(f"chunk: needs at least one chunk, got {chunks}")
+    if x.shape[dim] == 0:
+        return _pieces(x, dim, [0] * (chunks - 1))
+    return split(x, -(-x.shape[dim] // chunks), dim)
 
 
-def tensor_split(x: ShardTensor, sections: int | Sequence[int], dim: int = 0) -> tuple[ShardTensor, ...]:
+def tensor_split(
+    x: ShardTensor, indices_or_sections: int | Sequence[int] | Tensor, dim: int = 0
+) -> tuple[ShardTensor, ...]:
     (dim,) = dimensions(dim, x.ndim)
-    _whole("tensor_split", x, dim)
-    parts = (
-        x.local.tensor_split(sections, dim)
-        if isinstance(sections, int)
-        else x.local.tensor_split(list(sections), dim)
-    )
-    return _each(x, parts)
+    given = indices_or_sections
+    if isinstance(given, Tensor | ShardTensor):
+        raise unsupported("tensor_split", (x,), {}, "a tensor of sections", "Give them as integers.")
+    if not isinstance(given, int):
+        return _pieces(x, dim, given)
+    if given < 1:
+        raise RuntimeError(f"tensor_split: needs at least one section, got {given}")
+    least, more = divmod(x.shape[dim], given)
+    return _pieces(x, dim, [i * least + min(i, more) for i in range(1, given)])
+
+
+def _pieces(x: ShardTensor, dim: int, bounds: Sequence[int]) -> tuple[ShardTensor, ...]:
+    edges = zip((0, *bounds), (*bounds, x.shape[dim]), strict=True)
+    return tuple(slice_(x, dim, slice(start, stop)) for start, stop in edges)
 
 
 def unbind(x: ShardTensor, dim: int = 0) -> tuple[ShardTensor, ...]:
+    """Takes a dimension apart; rows of a sharded one are gathered on every rank, all in one collective."""
     (dim,) = dimensions(dim, x.ndim)
-    _whole("unbind", x, dim)
-    return tuple(settle(part, x, (dim,), False, pending=False) for part in x.local.unbind(dim))
-
-
-def _whole(op: str, x: ShardTensor, dim: int) -> None:
+    local = x.local
     if dim in x.spec.dims:
-        raise unsupported(op, (x,), {}, f"dimension {dim} is sharded")
-
-
-def _each(x: ShardTensor, parts: Sequence[Tensor]) -> tuple[ShardTensor, ...]:
-    return tuple(place(part, x.spec, x.spec.dims, x.spec.sizes) for part in parts)
+        m = x.spec.dims.index(dim)
+        local = gather(local, dim, x.spec, m, x.spec.sizes[m] or ())
+    return tuple(settle(part, x, (dim,), False, pending=False) for part in local.unbind(dim))
 
 
 def roll(x: ShardTensor, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> ShardTensor:
     """out[g] = x[(g - shift) mod L]; along a sharded dimension only the rows that change owner travel."""
     if dims is None or (not isinstance(dims, int) and len(dims) == 0):
-        raise unsupported("roll", (x,), {}, "without dims it mixes all dimensions")
+        flat: ShardTensor = roll(x.reshape(-1), shifts, 0).reshape(x.shape)
+        return flat
     moves = (shifts,) if isinstance(shifts, int) else tuple(shifts)
     local = x.local
     for shift, dim in zip(moves, dimensions(dims, x.ndim), strict=True):
@@ -168,12 +132,12 @@ def roll(x: ShardTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
             local = local.roll(shift, dim)
             continue
         m = x.spec.dims.index(dim)
-        local = fetch_rows(local, dim, x.spec, m, _rolled(x.spec.sizes[m] or (), shift))
+        local = fetch_rows(local, dim, x.spec, m, rolled(x.spec.sizes[m] or (), shift))
     return ShardTensor(local, x.spec)
 
 
 @planned
-def _rolled(sizes: Sizes, shift: int) -> Wants:
+def rolled(sizes: Sizes, shift: int) -> Wants:
     return tuple(
         wrapped(offset - shift, offset - shift + n, sum(sizes))
         for offset, n in zip(offsets(sizes), sizes, strict=True)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from typing import cast as cast_type
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shardtensor._align import align, broadcast_axes
-from shardtensor._tensor import ShardTensor, unsupported
+from shardtensor._spec import Dims
+from shardtensor._tensor import ShardTensor, place, unsupported
 
 
 def pointwise(
@@ -32,11 +36,12 @@ def in_place(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
     """Runs an elementwise function that writes into its first argument, whose layout must not change."""
-    first = args[0]
+    first = args[0] if args else kwargs["input"]
     if not isinstance(first, ShardTensor):
         raise unsupported(func.__name__, args, kwargs, "a plain tensor can not take a sharded result")
     out = _broadcast(func, args, kwargs)
-    if out.local is not first.local or out.spec.dims != first.spec.dims:
+    there, here = out.spec, first.spec
+    if (there.dims, there.sizes, there.shape) != (here.dims, here.sizes, here.shape):
         raise unsupported(
             func.__name__, args, kwargs, "the result has another layout than the tensor it is written to"
         )
@@ -53,6 +58,45 @@ def cast(
         return func(first, *rest, **kwargs)
     out = func(first.local, *rest, **kwargs)
     return ShardTensor(out, first.spec) if isinstance(out, Tensor) else out
+
+
+def view_as_real(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """Complex numbers as a last dimension of extent 2, and back."""
+    (x,) = (*args, *kwargs.values())
+    if x.spec.partial or (func is torch.view_as_complex and x.ndim - 1 in x.spec.dims):
+        raise unsupported(func.__name__, args, kwargs, "the last dimension is sharded, or a sum is pending")
+    return place(func(x.local), x.spec, x.spec.dims, x.spec.sizes)
+
+
+def lookup(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """isin, bucketize and searchsorted: every element is looked up in a table that all ranks hold whole."""
+    name = func.__name__
+    keys = {"isin": ("elements", "test_elements"), "searchsorted": ("sorted_sequence", "input")}
+    first, second = keys.get(name, ("input", "boundaries"))
+    named = dict(zip((first, second), args, strict=False)) | dict(kwargs)
+    values, table = ("input", "sorted_sequence") if name == "searchsorted" else (first, second)
+    x, known = named[values], named[table]
+    if isinstance(known, ShardTensor) and known.spec.replicated:
+        known = known.local
+    if not isinstance(x, ShardTensor) or x.spec.partial or isinstance(known, ShardTensor):
+        raise unsupported(name, args, kwargs, "needs sharded values and a table that is not sharded")
+    if name == "searchsorted" and known.ndim != 1:
+        raise unsupported(name, args, kwargs, "needs a table of one dimension")
+    return ShardTensor(func(**{**named, values: x.local, table: known}), x.spec)
+
+
+def prelu(
+    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """max(x, 0) + w min(x, 0) with one weight, or one for each channel (dimension 1)."""
+    x, weight = (*args, *kwargs.values())
+    axes = tuple(range(x.ndim))
+    aligned = align("prelu", [x, weight], [axes, axes[1:2] if weight.numel() > 1 else ("one",)], axes)
+    return aligned.wrap(F.prelu(*aligned.locals), axes)
 
 
 def query(
@@ -80,4 +124,5 @@ def _broadcast(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[
     local_args = [next(parts) if _is_tensor(x) else x for x in args]
     local_kwargs = {name: next(parts) if _is_tensor(x) else x for name, x in kwargs.items()}
     out = func(*local_args, **local_kwargs)
-    return aligned.wrap(out, tuple(range(max(map(len, axes)))))
+    dims = cast_type("Dims", aligned.labels)  # labels are dimensions of the result
+    return place(out, aligned.spec, dims, aligned.sizes)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import TypeAlias
+from itertools import accumulate, count
+from typing import Any, NoReturn, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 
+from shardtensor._wire import Group
+
 Sizes: TypeAlias = tuple[int, ...]
 Dims: TypeAlias = tuple[int | None, ...]  # per mesh dimension: the tensor dimension that it splits
 SizesArgument: TypeAlias = Sequence[int] | Mapping[int, Sequence[int]] | None
 
 
-@dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """The layout of a global tensor over a device mesh.
+    """The layout of a global tensor over a device mesh. Equal layouts are one and the same object.
 
     Along mesh dimension m, `Shard(d)` gives rank coordinate r the rows [o_r, o_r + n_r) of tensor dimension
     d, with n = sizes[m] and o the running sum; any n_r may be 0. `Replicate()` gives every rank the same
     value. `Partial()` makes the global value the sum of the local ones.
-
-    From these follow, for this rank: `dims`, the tensor dimension that each mesh dimension splits; `split`,
-    the mesh dimensions that split any; `coordinate` in the mesh; `starts` and `local_shape` of its block; the
-    process `groups`.
 
     Args:
         mesh: the device mesh; this rank must be in it.
@@ -36,49 +33,129 @@ class ShardSpec:
         sizes: for each mesh dimension the extents held by its ranks, or None where the placement is not a
             `Shard`.
 
+    Attributes:
+        dims: for each mesh dimension the tensor dimension that it splits, or None.
+        split: the mesh dimensions that split any.
+        partial: whether the value is a pending sum.
+        replicated: whether every rank holds the whole value.
+        coordinate: of this rank in the mesh.
+        starts: for each mesh dimension the first global row of this rank, 0 where it splits nothing.
+        local_shape: shape of this rank's block.
+        groups: process group of each mesh dimension.
+        ranks: number of ranks along each mesh dimension.
+        mesh_name: of the mesh, within this process.
+        name: of the layout, within this process.
+
     Raises:
         ValueError: the arguments disagree, or two mesh dimensions split the same tensor dimension.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "coordinate",
+        "dims",
+        "groups",
+        "local_shape",
+        "mesh",
+        "mesh_name",
+        "name",
+        "partial",
+        "placements",
+        "ranks",
+        "replicated",
+        "shape",
+        "sizes",
+        "split",
+        "starts",
+    )
 
     mesh: DeviceMesh
     placements: tuple[Placement, ...]
     shape: torch.Size
     sizes: tuple[Sizes | None, ...]
-    dims: Dims = field(init=False, repr=False, compare=False)
-    starts: Sizes = field(init=False, repr=False, compare=False)
-    local_shape: torch.Size = field(init=False, repr=False, compare=False)
-    coordinate: Sizes = field(init=False, repr=False, compare=False)
-    groups: tuple[dist.ProcessGroup, ...] = field(init=False, repr=False, compare=False)
-    split: Sizes = field(init=False, repr=False, compare=False)
-    partial: bool = field(init=False, repr=False, compare=False)
-    replicated: bool = field(init=False, repr=False, compare=False)
+    dims: Dims
+    split: Sizes
+    partial: bool
+    replicated: bool
+    coordinate: Sizes
+    starts: Sizes
+    local_shape: torch.Size
+    groups: tuple[Group, ...]
+    ranks: Sizes
+    mesh_name: str
+    name: str
 
-    def __post_init__(self) -> None:
-        shape = torch.Size(self.shape)
-        if len(self.placements) != self.mesh.ndim or len(self.sizes) != self.mesh.ndim:
+    def __new__(
+        cls,
+        mesh: DeviceMesh,
+        placements: Sequence[Placement],
+        shape: Sequence[int],
+        sizes: Sequence[Sizes | None],
+    ) -> ShardSpec:
+        if len(placements) != mesh.ndim or len(sizes) != mesh.ndim:
             raise ValueError(
-                f"placements and sizes need one entry for each of the {self.mesh.ndim} mesh dimensions, "
-                f"got {self.placements} and {self.sizes}"
+                f"placements and sizes need one entry for each of the {mesh.ndim} mesh dimensions, "
+                f"got {tuple(placements)} and {sizes}"
             )
-        placements = tuple(_normalised(placement, len(shape)) for placement in self.placements)
+        where = tuple(_normalised(placement, len(shape)) for placement in placements)
+        # The process groups stand for the mesh: an equal mesh of an earlier process group is another one.
+        groups = tuple(group_of(mesh, m) for m in range(mesh.ndim))
+        key = (groups, where, tuple(shape), tuple(sizes))
+        known = _SPECS.get(key)
+        if known is None:
+            known = object.__new__(cls)
+            known._fill(mesh, where, torch.Size(shape), tuple(sizes), groups)
+            _SPECS[key] = _BY_NAME[known.name] = known
+        return known
+
+    def _fill(
+        self,
+        mesh: DeviceMesh,
+        placements: tuple[Placement, ...],
+        shape: torch.Size,
+        sizes: tuple[Sizes | None, ...],
+        groups: tuple[Group, ...],
+    ) -> None:
         dims = tuple(p.dim if isinstance(p, Shard) else None for p in placements)
-        _check_sizes(self.mesh, shape, dims, self.sizes)
-        coordinate = _coordinate(self.mesh)
-        slices = _slices(shape, dims, self.sizes, coordinate)
-        starts = tuple(0 if dim is None else slices[dim].start for dim in dims)
+        _check_sizes(mesh, shape, dims, sizes)
+        coordinate = _coordinate(mesh)
+        slices = _slices(shape, dims, sizes, coordinate)
         for name, value in (
-            ("shape", shape),
+            ("mesh", mesh),
             ("placements", placements),
+            ("shape", shape),
+            ("sizes", sizes),
             ("dims", dims),
-            ("coordinate", coordinate),
-            ("groups", tuple(self.mesh.get_group(m) for m in range(self.mesh.ndim))),
             ("split", tuple(m for m, dim in enumerate(dims) if dim is not None)),
-            ("starts", starts),
-            ("local_shape", torch.Size(part.stop - part.start for part in slices)),
             ("partial", any(isinstance(p, Partial) for p in placements)),
             ("replicated", all(isinstance(p, Replicate) for p in placements)),
+            ("coordinate", coordinate),
+            ("starts", tuple(0 if dim is None else slices[dim].start for dim in dims)),
+            ("local_shape", torch.Size(part.stop - part.start for part in slices)),
+            ("groups", groups),
+            ("ranks", tuple(mesh.size(m) for m in range(mesh.ndim))),
+            ("mesh_name", _named(mesh, groups)),
+            ("name", f"layout {next(_COUNT)}"),
         ):
             object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a ShardSpec is immutable; to change {name}, redistribute the tensor")
+
+    def __copy__(self) -> ShardSpec:
+        return self
+
+    def __deepcopy__(self, memo: object) -> ShardSpec:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a layout belongs to running process groups and can not be pickled: save with "
+            "torch.distributed.checkpoint, or save .to_local() and .local_slices()"
+        )
+
+    def __repr__(self) -> str:
+        return f"ShardSpec({self.describe()})"
 
     @classmethod
     def create(
@@ -105,7 +182,7 @@ class ShardSpec:
                 filled.append(given.get(mesh_dim) or chunk_sizes(extent, mesh.size(mesh_dim)))
             else:
                 filled.append(None)
-        return cls(mesh, tuple(placements), torch.Size(shape), tuple(filled))
+        return cls(mesh, placements, shape, filled)
 
     def local_slices(self) -> tuple[slice, ...]:
         """Returns this rank's block as slices of the global array: read these rows and nothing else."""
@@ -150,24 +227,54 @@ def sizes_by_mesh_dim(placements: Sequence[Placement], sizes: SizesArgument) -> 
     return {sharded[0]: tuple(int(n) for n in sizes)}
 
 
-_SPECS: dict[tuple[object, ...], ShardSpec] = {}
+_SPECS: WeakValueDictionary[tuple[Any, ...], ShardSpec] = WeakValueDictionary()
+_BY_NAME: WeakValueDictionary[str, ShardSpec] = WeakValueDictionary()
+_COUNT = count()
+_DERIVED: dict[tuple[Any, ...], ShardSpec] = {}
+_GROUPS: dict[dist.ProcessGroup, Group] = {}
+_NAMES: dict[tuple[Group, ...], str] = {}
+_MESHES: dict[str, DeviceMesh] = {}
 _MOST_SPECS = 8192
 
 
 def derive(spec: ShardSpec, dims: Dims, shape: Sequence[int], sizes: tuple[Sizes | None, ...]) -> ShardSpec:
-    """Returns the spec on the mesh of `spec` with these sharded dimensions; equal requests share one object.
+    """Returns the spec on the mesh of `spec` with these sharded dimensions."""
+    return _derive(spec.mesh_name, dims, tuple(shape), sizes)
 
-    The key holds the identity of the mesh, not its value: an equal mesh of an earlier process group is a
-    different one.
-    """
-    key = (id(spec.mesh), dims, tuple(shape), sizes)
-    known = _SPECS.get(key)
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def spec_named(name: str) -> ShardSpec:
+    """Returns a layout by its name, as a constant of the compiled graph: no size of it becomes symbolic."""
+    return _BY_NAME[name]
+
+
+# Arguments that Dynamo takes for constants: a mesh goes by its name, which is a string and never symbolic.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _derive(mesh: str, dims: Dims, shape: Sizes, sizes: tuple[Sizes | None, ...]) -> ShardSpec:
+    key = (mesh, dims, shape, sizes)
+    known = _DERIVED.get(key)
     if known is None:
-        if len(_SPECS) >= _MOST_SPECS:
-            _SPECS.clear()
         placements = tuple(Replicate() if dim is None else Shard(dim) for dim in dims)
-        known = _SPECS[key] = ShardSpec(spec.mesh, placements, torch.Size(shape), sizes)
+        known = ShardSpec(_MESHES[mesh], placements, shape, sizes)
+        if len(_DERIVED) >= _MOST_SPECS:
+            _DERIVED.clear()
+        _DERIVED[key] = known
     return known
+
+
+def group_of(mesh: DeviceMesh, mesh_dim: int) -> Group:
+    """Returns the ranks along a mesh dimension; the same object for the same process group."""
+    group = mesh.get_group(mesh_dim)
+    known = _GROUPS.get(group)
+    if known is None:
+        known = _GROUPS[group] = Group(group, str(group.group_name))
+    return known
+
+
+def _named(mesh: DeviceMesh, groups: tuple[Group, ...]) -> str:
+    name = _NAMES.setdefault(groups, f"mesh {len(_NAMES)}")
+    _MESHES.setdefault(name, mesh)
+    return name
 
 
 def _normalised(placement: Placement, ndim: int) -> Placement:

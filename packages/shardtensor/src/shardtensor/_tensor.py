@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeGuard, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Partial, Placement, Replicate, Shard
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.utils._pytree import GetAttrKey, register_pytree_node, tree_map
 
-from shardtensor._collectives import all_reduce, shared
-from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._collectives import shared
+from shardtensor._errors import GatherWarning, UnsupportedShardedOp
+from shardtensor._modes import TensorPromotionMode, modes
 from shardtensor._redistribute import redistribute_local
-from shardtensor._spec import Dims, ShardSpec, Sizes, SizesArgument, derive, sizes_by_mesh_dim
-from shardtensor._wire import current
+from shardtensor._spec import (
+    Dims,
+    ShardSpec,
+    Sizes,
+    SizesArgument,
+    derive,
+    group_of,
+    offsets,
+    sizes_by_mesh_dim,
+    spec_named,
+)
+from shardtensor._wire import all_gather, current
 
 Handler: TypeAlias = Callable[[Callable[..., Any], Sequence[type], tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+LocalSizes: TypeAlias = SizesArgument | Mapping[int, Sequence[Sequence[int]]] | Literal["infer", "chunk"]
 
 
 class _Surface:
@@ -83,6 +98,7 @@ class ShardTensor(_Surface):
     spec: ShardSpec
 
     handlers: ClassVar[dict[Callable[..., Any], Handler]] = {}
+    named_handlers: ClassVar[dict[str, Handler]] = {}
 
     @classmethod
     def __torch_function__(
@@ -94,40 +110,66 @@ class ShardTensor(_Surface):
     def from_local(
         cls,
         local: Tensor,
-        mesh: DeviceMesh,
+        device_mesh: DeviceMesh,
         placements: Sequence[Placement],
+        sizes: LocalSizes = None,
         *,
-        sizes: SizesArgument | Literal["infer", "chunk"] = None,
+        sharding_shapes: LocalSizes = None,
         global_shape: Sequence[int] | None = None,
+        check: bool = True,
     ) -> ShardTensor:
         """Wraps each rank's part without moving it.
 
         Args:
             local: this rank's part.
-            mesh: the device mesh.
+            device_mesh: the device mesh.
             placements: one placement for each mesh dimension.
-            sizes: rows per rank: a sequence where one mesh dimension is sharded, else {mesh dimension:
-                sequence}; "chunk" for torch.chunk's sizes of `global_shape`; "infer" asks the other ranks
-                (one all_reduce for each mesh dimension). By default "chunk" if `global_shape` is given, else
-                "infer".
+            sizes: rows per rank: a sequence where one mesh dimension is sharded, else {mesh dimension: rows
+                per rank}, or {mesh dimension: shapes of the ranks' parts}; "chunk" for torch.chunk's sizes of
+                `global_shape`; "infer" asks the other ranks. By default "chunk" if `global_shape` is given,
+                else "infer".
+            sharding_shapes: the same, by PhysicsNeMo's name.
             global_shape: global shape; needed by "chunk" only.
+            check: compare layout and dtype between the ranks (one small collective for each mesh dimension,
+                the one by which sizes are inferred), so that a mistake is an error here and not a hang later.
 
         Raises:
-            ValueError: the local shape is not this rank's block of that layout.
+            ValueError: the local shape is not this rank's block of that layout, or the ranks disagree.
         """
-        if sizes is None or sizes == "chunk":
-            sizes = None if global_shape is not None else "infer"
-        if isinstance(sizes, str):
-            if sizes != "infer":
-                raise ValueError(f'sizes must be extents per rank, "infer" or "chunk", got {sizes!r}')
-            sizes = _infer_sizes(local, mesh, placements)
-        shape = global_shape or _global_shape(local, placements, sizes_by_mesh_dim(placements, sizes))
-        spec = ShardSpec.create(mesh, placements, shape, sizes)
+        wanted = sharding_shapes if sizes is None else sizes
+        if wanted is None or wanted == "chunk":
+            wanted = "chunk" if global_shape is not None else "infer"
+        if isinstance(wanted, str) and wanted not in ("infer", "chunk"):
+            raise ValueError(f'sizes must be extents per rank, "infer" or "chunk", got {wanted!r}')
+        given = None if isinstance(wanted, str) else _extents(placements, wanted)
+        known = given
+        if check or wanted == "infer":
+            seen = _compare(local, device_mesh, placements, given, global_shape)
+            known = seen if wanted == "infer" else given
+        shape = global_shape or _global_shape(local, placements, known or {})
+        spec = ShardSpec.create(device_mesh, placements, shape, known)
         if local.shape != spec.local_shape:
             raise ValueError(
                 f"local has shape {tuple(local.shape)}, expected {tuple(spec.local_shape)}: {spec.describe()}"
             )
         return cls(local, spec)
+
+    @classmethod
+    def from_dtensor(cls, x: DTensor) -> ShardTensor:
+        """Returns a DTensor as a ShardTensor that shares its memory and its graph."""
+        from shardtensor._interop import from_dtensor
+
+        return from_dtensor(x)
+
+    def to_dtensor(self) -> DTensor:
+        """Returns this as a DTensor that shares its memory and its graph.
+
+        Raises:
+            ValueError: the sizes are not those of torch.chunk, the only ones that a DTensor can have.
+        """
+        from shardtensor._interop import to_dtensor
+
+        return to_dtensor(self)
 
     def to_local(self, *, grad_placements: Sequence[Placement] | None = None) -> Tensor:
         """Returns this rank's part, connected to the graph.
@@ -180,6 +222,16 @@ class ShardTensor(_Surface):
         return self.spec.mesh
 
     @property
+    def device_mesh(self) -> DeviceMesh:
+        """The mesh, by DTensor's name."""
+        return self.spec.mesh
+
+    def offsets(self, mesh_dim: int) -> Sizes | None:
+        """First global row of every rank along a mesh dimension; None where it splits nothing."""
+        sizes = self.spec.sizes[mesh_dim]
+        return None if sizes is None else offsets(sizes)
+
+    @property
     def sizes(self) -> tuple[Sizes | None, ...]:
         """For each mesh dimension the rows held by its ranks."""
         return self.spec.sizes
@@ -187,7 +239,7 @@ class ShardTensor(_Surface):
     @property
     def shape(self) -> torch.Size:
         """The global shape."""
-        return self.spec.shape
+        return spec_named(self.spec.name).shape if torch.compiler.is_compiling() else self.spec.shape
 
     @property
     def ndim(self) -> int:
@@ -216,6 +268,47 @@ class ShardTensor(_Surface):
     @property
     def is_cuda(self) -> bool:
         return self.local.is_cuda
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.local.is_cpu
+
+    @property
+    def is_nested(self) -> bool:
+        return False
+
+    @property
+    def is_sparse(self) -> bool:
+        return False
+
+    @property
+    def is_quantized(self) -> bool:
+        return False
+
+    @property
+    def is_meta(self) -> bool:
+        return self.local.is_meta
+
+    @property
+    def layout(self) -> torch.layout:
+        return self.local.layout
+
+    @property
+    def itemsize(self) -> int:
+        return self.local.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the global tensor."""
+        return self.numel() * self.itemsize
+
+    @property
+    def output_nr(self) -> int:
+        return self.local.output_nr
+
+    @property
+    def names(self) -> tuple[None, ...]:
+        return (None,) * self.ndim
 
     @property
     def grad(self) -> ShardTensor | None:
@@ -252,7 +345,7 @@ class ShardTensor(_Surface):
         self.local.backward(gradient, retain_graph, create_graph)
 
     def size(self, dim: int | None = None) -> torch.Size | int:
-        return self.spec.shape if dim is None else self.spec.shape[dim]
+        return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
         return len(self.spec.shape)
@@ -321,20 +414,76 @@ def register_function_handler(function: Callable[..., Any], handler: Handler) ->
     ShardTensor.handlers[function] = handler
 
 
+def register_named_function_handler(name: str, handler: Handler) -> None:
+    """As `register_function_handler`, by the name `module.qualified_name` of a function not imported yet."""
+    ShardTensor.named_handlers[name] = handler
+
+
 def dispatch(
     func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Runs a torch function of which some argument is a ShardTensor."""
     handler = ShardTensor.handlers.get(func)
-    current.op = func
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "a program with sharded tensors belongs to its process groups and can not be exported: export "
+                "the module on plain tensors"
+            )
+        args, kwargs = _constant(args), {name: _constant(value) for name, value in kwargs.items()}
+    else:
+        current.op = func
+        if modes.promotion is not TensorPromotionMode.SILENT:
+            _check_promotion(func, args, kwargs)
+        if DTensor in map(type, args):
+            args = _without_dtensors(args)
     try:
         if handler is not None:
             return handler(func, types, args, kwargs)
+        named = ShardTensor.named_handlers.get(f"{func.__module__}.{func.__qualname__}")
+        if named is not None:
+            return named(func, types, args, kwargs)
         raise unsupported(getattr(func, "__name__", str(func)), args, kwargs)
     except UnsupportedShardedOp as error:
-        if error.random or not all(x.spec.replicated for x in sharded_arguments(args, kwargs)):
+        if error.random:
             raise
-        return _run_locally(func, args, kwargs)
+        if all(x.spec.replicated for x in sharded_arguments(args, kwargs)):
+            return _run_locally(func, args, kwargs)
+        if modes.gather:
+            return _run_gathered(func, args, kwargs)
+        raise
+
+
+def _check_promotion(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim:
+            text = (
+                f"{func.__name__}: a plain tensor of shape {tuple(value.shape)} meets a sharded one and is "
+                "taken for a global value, the same on every rank"
+            )
+            if modes.promotion is TensorPromotionMode.DISABLED:
+                raise TypeError(
+                    f"{text}; promotion_mode refuses that: wrap it by ShardTensor.from_local(...)"
+                )
+            warnings.warn(text, stacklevel=4)
+
+
+def _without_dtensors(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the arguments with every DTensor (a weight of tensor parallelism) as a ShardTensor."""
+    from shardtensor._interop import from_dtensor
+
+    mesh = next(sharded_arguments(args, {})).spec.mesh
+    return tuple(from_dtensor(x, mesh) if isinstance(x, DTensor) else x for x in args)
+
+
+def _constant(value: Any) -> Any:
+    """Returns arguments whose layouts and shapes are constants of the graph that torch.compile makes."""
+    if isinstance(value, ShardTensor):
+        spec = spec_named(value.spec.name)
+        return ShardTensor(value.local.view(spec.local_shape), spec)
+    if isinstance(value, list | tuple):
+        return type(value)([_constant(each) for each in value])
+    return value
 
 
 def unsupported(
@@ -372,6 +521,24 @@ def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
     return tree_map(lambda x: place(x, spec, nowhere, nowhere) if isinstance(x, Tensor) else x, out)
 
 
+def _run_gathered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Runs a function on whole operands on every rank, and shards results that have the shape of one."""
+    name = getattr(func, "__name__", str(func))
+    warnings.warn(f"{name} has no sharded form: every rank gathers its operands", GatherWarning, stacklevel=4)
+    models = list(sharded_arguments(args, kwargs))
+
+    def whole(x: Any) -> Any:
+        return x.redistribute([Replicate()] * x.spec.mesh.ndim) if isinstance(x, ShardTensor) else x
+
+    def back(x: Any) -> Any:
+        model = next((m for m in models if isinstance(x, ShardTensor) and m.shape == x.shape), None)
+        return x if model is None else x.redistribute(model.placements, sizes=present_sizes(model.spec))
+
+    is_leaf = is_sharded
+    wholes, options = tree_map(whole, (args, dict(kwargs)), is_leaf=is_leaf)
+    return tree_map(back, _run_locally(func, wholes, options), is_leaf=is_leaf)
+
+
 def local_part(x: Any) -> Any:
     """Returns the local part of a ShardTensor, and anything else as it is."""
     return x.local if isinstance(x, ShardTensor) else x
@@ -386,13 +553,17 @@ def _flatten(x: ShardTensor) -> tuple[list[Tensor], ShardSpec]:
     return [x.local], x.spec
 
 
+def _flatten_with_keys(x: ShardTensor) -> tuple[list[tuple[GetAttrKey, Tensor]], ShardSpec]:
+    return [(GetAttrKey("local"), x.local)], x.spec
+
+
 def _unflatten(parts: Iterable[Any], spec: ShardSpec) -> ShardTensor:
     (local,) = parts
     return ShardTensor(local, spec)
 
 
 # Hooks that torch puts on the tensors inside an output (FSDP2's in torch 2.11) find the local part.
-register_pytree_node(ShardTensor, _flatten, _unflatten)
+register_pytree_node(ShardTensor, _flatten, _unflatten, flatten_with_keys_fn=_flatten_with_keys)
 
 
 def like(local: Tensor, spec: ShardSpec) -> ShardTensor:
@@ -429,16 +600,59 @@ def _pending(placements: Sequence[Placement], grad_placements: Sequence[Placemen
     return pending
 
 
-def _infer_sizes(local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> dict[int, Sizes]:
-    sizes = {}
+def _extents(placements: Sequence[Placement], sizes: Any) -> dict[int, Sizes]:
+    """Returns sizes given in any form as {mesh dimension: rows per rank}."""
+    if not isinstance(sizes, Mapping):
+        return sizes_by_mesh_dim(placements, sizes)
+    rows: dict[int, Sizes] = {}
+    for m, per_rank in sizes.items():
+        dim = getattr(placements[m], "dim", None)
+        if dim is not None:
+            rows[m] = tuple(n if isinstance(n, int) else int(n[dim]) for n in per_rank)
+    return rows
+
+
+def _compare(
+    local: Tensor,
+    mesh: DeviceMesh,
+    placements: Sequence[Placement],
+    sizes: dict[int, Sizes] | None,
+    shape: Sequence[int] | None,
+) -> dict[int, Sizes]:
+    """Asks the ranks along every mesh dimension for their layout; returns the rows that they hold.
+
+    Raises:
+        ValueError: the ranks disagree; every rank raises it.
+    """
+    found: dict[int, Sizes] = {}
     for m, placement in enumerate(placements):
-        if isinstance(placement, Shard):
-            extents = torch.zeros(mesh.size(m), dtype=torch.int64, device=local.device)
-            extents[mesh.get_local_rank(m)] = local.shape[placement.dim]
-            if mesh.size(m) > 1:
-                extents = all_reduce(extents, (mesh.get_group(m),), dist.ReduceOp.SUM)
-            sizes[m] = tuple(extents.tolist())
-    return sizes
+        dim = placement.dim % max(local.ndim, 1) if isinstance(placement, Shard) else None
+        group = group_of(mesh, m)
+        if group.size() == 1:
+            if dim is not None:
+                found[m] = (local.shape[dim],)
+            continue
+        same = [n for d, n in enumerate(local.shape) if d != dim]
+        claims = (str(local.dtype), tuple(placements), tuple(same), sizes, shape and tuple(shape))
+        digest = int.from_bytes(sha256(repr(claims).encode()).digest()[:7], "big")
+        mine = torch.tensor([digest, 0 if dim is None else local.shape[dim]], device=local.device)
+        table = mine.new_empty((group.size(), 2))
+        all_gather(table, mine, group)
+        rows = table.tolist()
+        if any(row[0] != rows[0][0] for row in rows):
+            raise ValueError(
+                f"from_local: the ranks along mesh dimension {m} disagree on dtype, placements, sizes, or "
+                f"the other extents; this rank (coordinate {group.rank()}) has {local.dtype} "
+                f"{tuple(local.shape)}, placements {tuple(placements)}, sizes {sizes}, global shape {shape}"
+            )
+        if dim is not None:
+            found[m] = tuple(row[1] for row in rows)
+            if sizes is not None and m in sizes and sizes[m] != found[m]:
+                raise ValueError(
+                    f"from_local: the ranks along mesh dimension {m} hold {found[m]} rows of tensor "
+                    f"dimension {dim}, but sizes say {sizes[m]}"
+                )
+    return found
 
 
 def _global_shape(local: Tensor, placements: Sequence[Placement], sizes: Mapping[int, Sizes]) -> list[int]:

@@ -1,19 +1,22 @@
-"""Operations that rearrange dimensions: every one runs on the local part; only the layout is computed."""
+"""Operations that rearrange dimensions: they run on the local part, and mostly nothing moves."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from shardtensor._align import align
 from shardtensor._errors import UnsupportedShardedOp
+from shardtensor._index import select
 from shardtensor._plans import planned
-from shardtensor._reduce import dimensions
-from shardtensor._spec import Sizes
+from shardtensor._redistribute import rebalance
+from shardtensor._reduce import dimensions, settle
+from shardtensor._spec import ShardSpec, Sizes, offsets
 from shardtensor._tensor import ShardTensor, elsewhere, local_part, place, unsupported
 
 
@@ -24,26 +27,51 @@ def integers(values: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def view(function: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """Turns `function(x, ...)` into a handler; keyword arguments are appended in the order of `names`."""
+    """Turns `function(x, ...)` into a handler.
+
+    Args:
+        function: takes a ShardTensor that is no pending sum.
+        names: torch's keywords of its further arguments, in order; "a|b" where versions of the torch function
+            differ. Not needed where the function uses the same names.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    spread = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    known = {
+        alias: parameter.name
+        for name, parameter in zip(names, parameters, strict=False)
+        for alias in name.split("|")
+    }
 
     def handler(
         func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        rest = args[1:] + tuple(kwargs[name] for name in names if name in kwargs)
+        rest = args[1:]
         first = args[0] if args else kwargs["input"]
+        given = {known.get(name, name): value for name, value in kwargs.items() if name != "input"}
         if not isinstance(first, ShardTensor):
-            return func(first, *(x.shape if isinstance(x, ShardTensor) else x for x in rest))
+            return _as_other(func, first, args, kwargs)
         if first.spec.partial:
             raise unsupported(func.__name__, args, kwargs, "the tensor is a pending sum")
-        return function(first, *rest)
+        if spread:
+            return function(first, *rest, *given.values())
+        return function(first, *rest, **given)
 
     return handler
 
 
-def permute(x: ShardTensor, *order: Any) -> ShardTensor:
-    moved = dimensions(integers(order), x.ndim)
-    dims = tuple(None if dim is None else moved.index(dim) for dim in x.spec.dims)
-    return place(x.local.permute(moved), x.spec, dims, x.spec.sizes)
+def _as_other(func: Callable[..., Any], x: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """expand_as, reshape_as and view_as of a plain tensor: only the shape of the sharded one counts."""
+    name = func.__name__
+    if name not in ("expand_as", "reshape_as", "view_as"):
+        raise unsupported(name, args, kwargs, "a plain tensor with a sharded argument")
+    other = kwargs["other"] if "other" in kwargs else args[1]
+    return getattr(x, name.removesuffix("_as"))(other.shape)
+
+
+def permute(x: ShardTensor, *dims: Any) -> ShardTensor:
+    order = dimensions(integers(dims), x.ndim)
+    goals = tuple(None if dim is None else order.index(dim) for dim in x.spec.dims)
+    return place(x.local.permute(order), x.spec, goals, x.spec.sizes)
 
 
 def transpose(x: ShardTensor, dim0: int, dim1: int) -> ShardTensor:
@@ -63,43 +91,46 @@ def movedim(x: ShardTensor, source: int | Sequence[int], destination: int | Sequ
     return permute(x, [placed[d] if d in placed else next(rest) for d in range(x.ndim)])
 
 
+def adjoint(x: ShardTensor) -> ShardTensor:
+    """The transposed matrices, conjugated."""
+    conjugated: ShardTensor = transpose(x, -2, -1).conj()
+    return conjugated
+
+
 def unsqueeze(x: ShardTensor, dim: int) -> ShardTensor:
-    at = dim % (x.ndim + 1)
+    (at,) = dimensions(dim, x.ndim + 1)
     dims = tuple(None if d is None else d + (d >= at) for d in x.spec.dims)
     return place(x.local.unsqueeze(at), x.spec, dims, x.spec.sizes)
 
 
 def squeeze(x: ShardTensor, *dim: Any) -> ShardTensor:
+    """Drops dimensions of extent 1; the row of a sharded one goes to every rank (one all_reduce)."""
     chosen = dimensions(integers(dim) if dim else None, x.ndim)
-    gone = tuple(d for d in chosen if x.shape[d] == 1)
-    if any(d in gone for d in x.spec.dims):
-        raise unsupported("squeeze", (x,), {}, "the dimension of extent 1 is sharded")
-    dims = tuple(None if d is None else d - sum(g < d for g in gone) for d in x.spec.dims)
-    return place(x.local.squeeze(gone), x.spec, dims, x.spec.sizes)
+    for d in sorted((d for d in chosen if x.shape[d] == 1), reverse=True):
+        sharded = d in x.spec.dims
+        x = select(x, d, 0) if sharded else settle(x.local.squeeze(d), x, (d,), False, pending=False)
+    return x
 
 
 def expand(x: ShardTensor, *shape: Any) -> ShardTensor:
+    """Repeats dimensions of extent 1 without a copy; a sharded one becomes whole on every rank first."""
     target = list(shape[0].shape if isinstance(shape[0], Tensor | ShardTensor) else integers(shape))
     lead = len(target) - x.ndim
     for dim in x.spec.dims:
-        if dim is not None:
-            if target[dim + lead] not in (-1, x.shape[dim]):
-                raise unsupported("expand", (x,), {}, f"dimension {dim} is sharded and can not be expanded")
+        if dim is None:
+            continue
+        if target[dim + lead] in (-1, x.shape[dim]):
             target[dim + lead] = -1
+        elif x.shape[dim] == 1:
+            x = unsqueeze(select(x, dim, 0), dim)
+        else:
+            raise RuntimeError(f"expand: shape {tuple(x.shape)} does not expand to {tuple(target)}")
     dims = tuple(None if dim is None else dim + lead for dim in x.spec.dims)
     return place(x.local.expand(target), x.spec, dims, x.spec.sizes)
 
 
-def repeat(x: ShardTensor, *counts: Any) -> ShardTensor:
-    times = integers(counts)
-    lead = len(times) - x.ndim
-    if any(dim is not None and times[dim + lead] != 1 for dim in x.spec.dims):
-        raise unsupported("repeat", (x,), {}, "a sharded dimension can not be repeated")
-    dims = tuple(None if dim is None else dim + lead for dim in x.spec.dims)
-    return place(x.local.repeat(times), x.spec, dims, x.spec.sizes)
-
-
 def reshape(x: ShardTensor, *shape: Any) -> ShardTensor:
+    """A reshape moves rows (one all_to_all) only if some rank's block fills no whole rows of the target."""
     return _reshaped(x, shape[0].shape if isinstance(shape[0], Tensor | ShardTensor) else integers(shape))
 
 
@@ -117,9 +148,21 @@ def unflatten(x: ShardTensor, dim: int, sizes: Sequence[int]) -> ShardTensor:
     return _reshaped(x, (*x.shape[:at], *parts, *x.shape[at + 1 :]))
 
 
+def reinterpret(x: ShardTensor, *shape: Any) -> ShardTensor:
+    """Tensor.view: to another shape, or the same bytes as another dtype."""
+    dtype = shape[0]
+    if not isinstance(dtype, torch.dtype):
+        return reshape(x, *shape)
+    if dtype.itemsize != x.dtype.itemsize and x.ndim - 1 in x.spec.dims:
+        raise unsupported(
+            "view", (x,), {}, f"{dtype} changes the extent of the last dimension, a sharded one"
+        )
+    return place(x.local.view(dtype), x.spec, x.spec.dims, x.spec.sizes)
+
+
 def _filled(shape: Sequence[int], count: int) -> tuple[int, ...]:
     """Replaces the -1 of a shape of `count` elements."""
-    known = math.prod(n for n in shape if n != -1)
+    known = math.prod([n for n in shape if n != -1])
     filled = tuple(count // max(known, 1) if n == -1 else n for n in shape)
     if math.prod(filled) != count:
         raise ValueError(f"shape {tuple(shape)} does not hold {count} elements")
@@ -128,21 +171,28 @@ def _filled(shape: Sequence[int], count: int) -> tuple[int, ...]:
 
 def _reshaped(x: ShardTensor, shape: Sequence[int]) -> ShardTensor:
     target = _filled(shape, x.shape.numel())
+    if x.shape.numel() == 0 and tuple(x.shape) != target:  # no rows, so none that a rank could own
+        nowhere = (None,) * x.spec.mesh.ndim
+        return place(x.local.reshape(target), x.spec, nowhere, nowhere)
     dims: list[int | None] = []
     sizes: list[Sizes | None] = []
-    local = list(target)
+    local, part = list(target), x.local
     for m, (dim, extents) in enumerate(zip(x.spec.dims, x.spec.sizes, strict=True)):
         if dim is None or extents is None:
             dims.append(None)
             sizes.append(None)
             continue
         new_dim, new_extents = follow_rows(tuple(x.shape), target, dim, extents)
+        if new_dim < 0 or new_dim in dims:
+            raise _misfit(x, target, m, dim)
         if new_extents is None:
-            raise _misfit(x, target, dim, new_dim)
+            fitting = whole_rows(tuple(x.shape), target, dim, new_dim, extents)
+            part = rebalance(part, dim, x.spec, m, extents, fitting)
+            new_extents = follow_rows(tuple(x.shape), target, dim, fitting)[1] or ()
         dims.append(new_dim)
         sizes.append(new_extents)
         local[new_dim] = new_extents[x.spec.coordinate[m]]
-    return place(x.local.reshape(local), x.spec, tuple(dims), tuple(sizes))
+    return place(part.reshape(local), x.spec, tuple(dims), tuple(sizes))
 
 
 @planned
@@ -171,41 +221,36 @@ def follow_rows(
     return new_dim, tuple(rows * inner // new_inner for rows in sizes)
 
 
-def _misfit(x: ShardTensor, target: Sequence[int], dim: int, new_dim: int) -> UnsupportedShardedOp:
-    if new_dim < 0:
-        reason = f"dimension {dim} is sharded and not the outermost of the dimensions that are merged"
-        return unsupported("reshape", (x,), {}, f"to {tuple(target)}: {reason}; permute it to their front")
-    each = math.prod(target[new_dim + 1 :]) // math.gcd(
-        math.prod(target[new_dim + 1 :]), math.prod(x.shape[dim + 1 :])
-    )
-    return UnsupportedShardedOp(
-        "reshape",
-        f"to {tuple(target)}: rows per rank of dimension {dim} are not multiples of {each} "
-        f"({x.spec.describe()})",
-        f"Call .redistribute(sizes=...) with multiples of {each} first.",
-    )
+@planned
+def whole_rows(
+    shape: tuple[int, ...], target: tuple[int, ...], dim: int, new_dim: int, sizes: Sizes
+) -> Sizes:
+    """Returns the nearest sizes with which every rank's block fills whole rows of the target dimension.
+
+    A target row that lies on two ranks goes to the one with most of it.
+    """
+    inner, new_inner = math.prod(shape[dim + 1 :]), math.prod(target[new_dim + 1 :])
+    each = new_inner // math.gcd(inner, new_inner)
+    bounds = [(2 * edge + each) // (2 * each) * each for edge in (*offsets(sizes), shape[dim])]
+    return tuple(stop - start for start, stop in pairwise(bounds))
 
 
-def concatenate(
-    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor:
-    """cat and stack along a dimension that is not sharded."""
-    named = dict(zip(("tensors", "dim"), args, strict=False)) | dict(kwargs)
-    tensors, dim = named["tensors"], named.get("dim", named.get("axis", 0))
-    stacked = func.__name__ == "stack"
-    ndim = tensors[0].ndim
-    at = dim % (ndim + stacked)
-    axes = [
-        tuple(("own", i) if d == at and not stacked else d for d in range(ndim)) for i in range(len(tensors))
-    ]
-    aligned = align(func.__name__, tensors, axes, range(ndim))
-    if any(isinstance(label, tuple) for label in aligned.labels):
-        raise unsupported(func.__name__, tensors, {}, f"dimension {at} is sharded")
-    out = tuple(range(ndim))
-    return aligned.wrap(
-        func(list(aligned.locals), dim=at),
-        (*out[:at], "new", *out[at:]) if stacked else (*out[:at], "new", *out[at + 1 :]),
-    )
+def _misfit(x: ShardTensor, target: Sequence[int], m: int, dim: int) -> UnsupportedShardedOp:
+    reached = set(accumulate(target, lambda a, b: a * b, initial=1))
+    first = max(d for d in range(dim + 1) if math.prod(x.shape[:d]) in reached)
+    front = next((d for d in range(first, dim) if x.shape[d] != 1), first)
+    reason = f"to {tuple(target)}: dimension {dim} is sharded and not the outermost of those that are merged"
+    if front in x.spec.dims:
+        return unsupported(
+            "reshape", (x,), {}, reason, f"Call .redistribute({moved(x.spec, m, None)}) first."
+        )
+    return unsupported("reshape", (x,), {}, reason, f"Call .redistribute({moved(x.spec, m, front)}) first.")
+
+
+def moved(spec: ShardSpec, m: int, dim: int | None) -> str:
+    """Returns, for an error message, the placements with mesh dimension m splitting `dim`, or none."""
+    dims = [dim if i == m else d for i, d in enumerate(spec.dims)]
+    return f"[{', '.join('Replicate()' if d is None else f'Shard({d})' for d in dims)}]"
 
 
 def along(position: int, default: Any, name: str = "dim") -> Callable[..., Any]:

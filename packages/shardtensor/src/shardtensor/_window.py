@@ -1,9 +1,11 @@
-"""Convolution and padding: every rank fetches exactly the rows that the windows it owns look at."""
+"""Convolution, its transpose and padding: every rank fetches exactly the rows that its windows look at."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -12,9 +14,10 @@ from torch import Tensor
 
 from shardtensor._collectives import Wants, fetch_rows, plan_fetch, shared_all
 from shardtensor._index import slice_, wrapped
+from shardtensor._overlap import parts_of, run_overlapped
 from shardtensor._plans import planned
 from shardtensor._spec import Sizes, offsets
-from shardtensor._tensor import ShardTensor, place, unsupported
+from shardtensor._tensor import ShardTensor, elsewhere, place, replaced, unsupported
 
 WindowPlan = tuple[Sizes, Wants, tuple[tuple[int, int], ...]]
 
@@ -55,66 +58,221 @@ def plan_windows(
     return tuple(counts), tuple(wants), tuple(pads)
 
 
-def convolution(
-    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor:
-    """conv1d, conv2d, conv3d with plain weights, sharded over the batch or over any spatial dimensions."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    named = dict(zip(names, args, strict=False)) | dict(kwargs)
-    x, weight, bias = named["input"], named["weight"], named.get("bias")
-    if not isinstance(x, ShardTensor) or isinstance(weight, ShardTensor) or x.spec.partial:
-        raise unsupported(func.__name__, args, kwargs, "needs a sharded input and plain weights")
-    spatial = weight.ndim - 2
-    lead = x.ndim - spatial
-    if any(dim == lead - 1 for dim in x.spec.dims):
-        raise unsupported(func.__name__, args, kwargs, "the channels are sharded")
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = _each(named.get("stride", 1), spatial), _each(named.get("dilation", 1), spatial)
-    padding = _padding(named.get("padding", 0), kernel, dilation)
-    local, sizes, empty, pads = x.local, list(x.spec.sizes), [], list(padding)
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The rows that the windows of this rank read.
+
+    Attributes:
+        local: these rows, without those beyond the domain.
+        sizes: for each mesh dimension the outputs per rank along a dimension of windows, else as before.
+        rims: for each dimension of windows the rows to add at its two sides; the given padding where it is
+            whole.
+        lows: for each dimension of windows the global index of the first row, those to add included.
+        empty: dimensions along which this rank has no output: the local function runs on one window or row,
+            whose result `crop` removes.
+    """
+
+    local: Tensor
+    sizes: tuple[Sizes | None, ...]
+    rims: tuple[tuple[int, int], ...]
+    lows: tuple[int, ...]
+    empty: tuple[int, ...]
+
+    def crop(self, out: Tensor) -> Tensor:
+        for dim in self.empty:
+            out = out.narrow(dim, 0, 0)
+        return out
+
+
+def fetch_windows(
+    x: ShardTensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Windows:
+    """Fetches, along every sharded one of the last dimensions of x, the rows that its windows read."""
+    local, lead = x.local, x.ndim - len(kernel)
+    sizes, rims, lows, empty = list(x.spec.sizes), list(padding), [0] * len(kernel), []
     for m, dim in enumerate(x.spec.dims):
         if dim is None or dim < lead:
             continue
         i = dim - lead
-        counts, wants, rims = plan_windows(
-            cast("Sizes", x.spec.sizes[m]), kernel[i], stride[i], *padding[i], dilation[i]
+        counts, wants, edges = plan_windows(
+            cast("Sizes", sizes[m]), kernel[i], stride[i], *padding[i], dilation[i]
         )
         local = fetch_rows(local, dim, x.spec, m, wants)
         rank = x.spec.coordinate[m]
-        sizes[m], pads[i] = counts, rims[rank]
-        empty += [dim] if counts[rank] == 0 else []
+        sizes[m], rims[i] = counts, edges[rank]
+        lows[i] = (wants[rank][0][0] if wants[rank] else 0) - edges[rank][0]
+        if counts[rank] == 0:
+            empty.append(dim)
+    local, gone = fill_empty(local, [dim for dim in x.spec.dims if dim is not None and dim < lead])
+    return Windows(local, tuple(sizes), tuple(rims), tuple(lows), (*empty, *gone))
+
+
+def fill_empty(x: Tensor, dims: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
+    """Adds one row along those of `dims` that have none, so that a function which needs rows runs.
+
+    Returns:
+        The tensor, and the dimensions that were empty.
+    """
+    empty = [dim for dim in dims if x.shape[dim] == 0]
+    if empty:
+        x = F.pad(x, [n for d in reversed(range(x.ndim)) for n in (0, int(d in empty))], value=value)
+    return x, empty
+
+
+def _convolved(
+    func: Callable[..., Any], names: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """Returns the arguments of a convolution by name and its number of spatial dimensions."""
+    named = dict(zip(names.split(), args, strict=False)) | dict(kwargs)
+    x, weight = named["input"], named["weight"]
+    plain = isinstance(weight, Tensor) and not isinstance(named.get("bias"), ShardTensor)
+    if not isinstance(x, ShardTensor) or not plain or x.spec.partial:
+        raise unsupported(func.__name__, args, kwargs, "needs a sharded input and plain weights")
+    spatial = int(weight.ndim - 2)
+    if x.ndim - spatial - 1 in x.spec.dims:
+        advice = elsewhere(x, [x.ndim - spatial - 1])
+        raise unsupported(func.__name__, args, kwargs, "the channels are sharded", advice)
+    return named, spatial
+
+
+def convolution(
+    func: Callable[..., Any], __: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """conv1d, conv2d, conv3d with plain weights, sharded over the batch or over any spatial dimensions."""
+    named, spatial = _convolved(func, "input weight bias stride padding dilation groups", args, kwargs)
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = each(named.get("stride", 1), spatial), each(named.get("dilation", 1), spatial)
+    padding = _padding(named.get("padding", 0), kernel, stride, dilation)
     weights = shared_all([weight] if bias is None else [weight, bias], x.spec, x.spec.split)
-    local, even = _pad_uneven(local, pads)
-    out = func(
-        local,
-        weights[0],
-        None if bias is None else weights[1],
-        stride,
-        even,
-        dilation,
-        named.get("groups", 1),
+    options = (weights[0], None if bias is None else weights[1], stride)
+
+    def run(local: Tensor, rims: Sequence[tuple[int, int]]) -> Tensor:
+        local, even = pad_uneven(local, rims)
+        out: Tensor = func(local, *options, even, dilation, named.get("groups", 1))
+        return out
+
+    lead, spec = x.ndim - spatial, x.spec
+    split = [m for m, dim in enumerate(spec.dims) if dim is not None and dim >= lead]
+    if len(split) == 1:
+        m, dim = split[0], cast("int", spec.dims[split[0]])
+        i, reach = dim - lead, dilation[dim - lead] * (kernel[dim - lead] - 1) + 1
+        before, after = padding[i]
+        held = cast("Sizes", spec.sizes[m])
+        counts, wants, _ = plan_windows(held, kernel[i], stride[i], before, after, dilation[i])
+        parts = parts_of(x.device, dim, spec, m, (counts, wants), (reach, stride[i], before))
+        if parts:
+            one = lambda rows, rim: run(rows, replaced(tuple(padding), i, rim))  # noqa: E731
+            out = run_overlapped(one, x.local, dim, spec, m, wants, parts)
+            return place(out, spec, spec.dims, replaced(spec.sizes, m, counts))
+    windows = fetch_windows(x, kernel, stride, padding, dilation)
+    out = windows.crop(run(windows.local, windows.rims))
+    return place(out, spec, spec.dims, windows.sizes)
+
+
+@planned
+def plan_transposed(
+    sizes: Sizes, kernel: int, stride: int, padding: int, output_padding: int, dilation: int
+) -> tuple[Sizes, Wants, tuple[tuple[int, int], ...]]:
+    """Gives the outputs of a transposed convolution, to which row i adds at i s - p + t d, t < k, to ranks.
+
+    The first output of the rank with the rows from o on is o s - p + max(0, ceil((d (k - 1) - (s - 1)) / 2)),
+    moved into the domain: rows and outputs have the same centre where the outputs of neighbouring rows
+    overlap.
+
+    Returns:
+        Outputs per rank, the rows that every rank needs, and the outputs to remove at its two sides, of those
+        that these rows make without padding; less than 0 where none of the rows adds.
+    """
+    extent, reach = sum(sizes), dilation * (kernel - 1)
+    outputs = (extent - 1) * stride - 2 * padding + reach + output_padding + 1
+    if output_padding and output_padding >= max(stride, dilation):
+        raise RuntimeError(
+            f"output padding {output_padding} is not smaller than stride {stride} or dilation {dilation}"
+        )
+    if outputs < 1 or extent < 1:
+        raise RuntimeError(f"transposed convolution of {extent} rows has {outputs} outputs")
+    shift = max(reach - stride + 2, 0) // 2 - padding
+    starts = [
+        0 if offset == 0 else outputs if offset == extent else min(max(offset * stride + shift, 0), outputs)
+        for offset in (*offsets(sizes), extent)
+    ]
+    wants: list[tuple[tuple[int, int], ...]] = []
+    counts, crops = [], []
+    for first, last in pairwise(starts):
+        counts.append(last - first)
+        if first == last:
+            wants.append(())
+            crops.append((0, 0))
+            continue
+        low = min(-((reach - first - padding) // stride), (first + padding) // stride)
+        high = (last - 1 + padding) // stride
+        low = min(max(low, 0), extent - 1)
+        high = max(min(high, extent - 1), low)
+        wants.append(((low, high + 1),))
+        crops.append((first + padding - low * stride, high * stride + reach - padding - last + 1))
+    return tuple(counts), tuple(wants), tuple(crops)
+
+
+def transposed_convolution(
+    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ShardTensor:
+    """conv_transpose1d, 2d, 3d with plain weights, sharded over the batch or over any spatial dimensions."""
+    names = "input weight bias stride padding output_padding groups dilation"
+    named, spatial = _convolved(func, names, args, kwargs)
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
+    stride, padding, extra, dilation = (
+        list(each(named.get(name, default), spatial))
+        for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1))
     )
-    for dim in empty:
-        out = out.narrow(dim, 0, 0)
+    local, lead, sizes, crops = x.local, x.ndim - spatial, list(x.spec.sizes), []
+    for m, dim in enumerate(x.spec.dims):
+        if dim is None or dim < lead:
+            continue
+        i = dim - lead
+        counts, wants, edges = plan_transposed(
+            cast("Sizes", sizes[m]), weight.shape[2 + i], stride[i], padding[i], extra[i], dilation[i]
+        )
+        local = fetch_rows(local, dim, x.spec, m, wants)
+        rank = x.spec.coordinate[m]
+        sizes[m], (left, right) = counts, edges[rank]
+        padding[i] = max(min(left, right), 0)
+        extra[i] = max(-right, 0)
+        crops.append((dim, left - padding[i], counts[rank]))
+        local = fill_empty(local, [dim])[0]
+    weights = shared_all([weight] if bias is None else [weight, bias], x.spec, x.spec.split)
+    options = (stride, padding, extra, named.get("groups", 1), dilation)
+    out = func(local, weights[0], None if bias is None else weights[1], *options)
+    for dim, start, length in crops:
+        out = out if length == out.shape[dim] else out.narrow(dim, start, length)
     return place(out, x.spec, x.spec.dims, tuple(sizes))
 
 
-def _each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+def each(value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """Returns one value for each of `count` dimensions."""
     if isinstance(value, int):
         return (value,) * count
     return tuple(value) * count if len(value) == 1 else tuple(value)
 
 
-def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[tuple[int, int]]:
+def _padding(
+    value: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[tuple[int, int]]:
     if value == "valid":
         return [(0, 0)] * len(kernel)
     if value == "same":
+        if any(s != 1 for s in stride):
+            raise RuntimeError("padding='same' is not supported for strided convolutions")
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(n // 2, n - n // 2) for n in reach]
-    return [(p, p) for p in _each(value, len(kernel))]
+    return [(p, p) for p in each(value, len(kernel))]
 
 
-def _pad_uneven(x: Tensor, pads: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
+def pad_uneven(x: Tensor, pads: Sequence[tuple[int, int]]) -> tuple[Tensor, list[int]]:
     """Applies paddings that differ between the two sides; leaves the others to the convolution."""
     explicit = [pad if pad[0] != pad[1] else (0, 0) for pad in pads]
     if any(any(pad) for pad in explicit):
@@ -131,6 +289,8 @@ def pad(
     x: ShardTensor = named["input"]
     if x.spec.partial:
         raise unsupported("pad", args, kwargs, "the tensor is a pending sum")
+    if mode not in ("constant", "reflect", "replicate", "circular"):
+        raise ValueError(f"mode must be constant, reflect, replicate or circular, got {mode!r}")
     rims = {x.ndim - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
     inner = [0 if x.ndim - 1 - i // 2 in x.spec.dims else n for i, n in enumerate(widths)]
     if mode == "constant" and any(inner):
@@ -141,8 +301,26 @@ def pad(
     return x
 
 
-def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, value: float) -> ShardTensor:
-    """Pads one dimension, sharded or not."""
+def pad_dimension(
+    x: ShardTensor,
+    dim: int,
+    before: int,
+    after: int,
+    mode: str,
+    value: float = 0.0,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> ShardTensor:
+    """Pads one dimension, sharded or not.
+
+    Args:
+        x: the tensor.
+        dim: the dimension.
+        before: rows to add before it.
+        after: rows to add after it.
+        mode: one of F.pad, or symmetric: reflect that repeats the edge.
+        value: of constant padding.
+        change: is applied to the new rows, those before and after together.
+    """
     if before < 0 or after < 0:
         if mode != "constant":
             raise ValueError(f"negative padding needs mode='constant', got {mode!r}")
@@ -152,7 +330,7 @@ def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, 
     if dim not in x.spec.dims:
         ends = [_take(x.local, dim, rows) for rows in _rim_rows(mode, before, after, x.shape[dim])]
         rims = [_rim(x.local, dim, *rim, mode, value) for rim in zip((before, after), ends, strict=True)]
-        local = torch.cat([rims[0], x.local, rims[1]], dim)
+        local = _between(rims, x.local, dim, change)
         return place(local, x.spec, x.spec.dims, x.spec.sizes)
     m = x.spec.dims.index(dim)
     sizes = cast("Sizes", x.spec.sizes[m])
@@ -167,12 +345,20 @@ def pad_dimension(x: ShardTensor, dim: int, before: int, after: int, mode: str, 
             [sum(b - a for a, b in part) for part in _rim_rows(mode, top, bottom, sum(sizes))], dim
         )
         rims = [_rim(x.local, dim, *rim, mode, value) for rim in zip((top, bottom), ends, strict=True)]
-        local = torch.cat([rims[0], x.local, rims[1]], dim)
+        local = _between(rims, x.local, dim, change)
     else:
         local = x.local
     return place(
         local, x.spec, x.spec.dims, tuple(grown if i == m else n for i, n in enumerate(x.spec.sizes))
     )
+
+
+def _between(
+    rims: Sequence[Tensor], x: Tensor, dim: int, change: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    if change is not None:
+        rims = change(torch.cat(list(rims), dim)).split([rim.shape[dim] for rim in rims], dim)
+    return torch.cat([rims[0], x, rims[1]], dim)
 
 
 @planned
@@ -201,6 +387,8 @@ def _rim_rows(mode: str, before: int, after: int, extent: int) -> tuple[tuple[tu
         above, below = (1, 1 + before), (extent - 1 - after, extent - 1)
     elif mode == "replicate":
         above, below = (0, 1), (extent - 1, extent)
+    elif mode == "symmetric":
+        above, below = (0, before), (extent - after, extent)
     elif mode == "circular":
         return wrapped(-before, 0, extent), wrapped(extent, extent + after, extent)
     else:
@@ -215,7 +403,7 @@ def _rim(own: Tensor, dim: int, width: int, rows: Tensor, mode: str, value: floa
         return own.new_full(shape, value)
     if mode == "replicate" and width:
         return rows.expand(*(width if d == dim else -1 for d in range(own.ndim)))
-    return rows.flip(dim) if mode == "reflect" else rows
+    return rows.flip(dim) if mode in ("reflect", "symmetric") else rows
 
 
 def _take(x: Tensor, dim: int, intervals: Sequence[tuple[int, int]]) -> Tensor:
@@ -224,9 +412,7 @@ def _take(x: Tensor, dim: int, intervals: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _check_width(mode: str, before: int, after: int, extent: int) -> None:
-    if mode not in ("constant", "reflect", "replicate", "circular"):
-        raise ValueError(f"mode must be constant, reflect, replicate or circular, got {mode!r}")
-    most = {"reflect": extent - 1, "circular": extent}.get(mode)
+    most = {"reflect": extent - 1, "symmetric": extent, "circular": extent}.get(mode)
     if (most is not None and max(before, after) > most) or (mode == "replicate" and extent == 0):
         raise RuntimeError(
             f"{mode} padding ({before}, {after}) is wider than a dimension of extent {extent} allows"

@@ -11,8 +11,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group: TypeAlias = dist.ProcessGroup
+import shardtensor._graph  # noqa: F401  registers the operators of compiled graphs
+
 Kind: TypeAlias = Literal["all_to_all", "all_reduce", "all_gather"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """The ranks along one mesh dimension.
+
+    Attributes:
+        group: torch's process group.
+        name: its name, by which compiled graphs find it.
+    """
+
+    group: dist.ProcessGroup
+    name: str
+
+    def size(self) -> int:
+        return self.group.size()
+
+    def rank(self) -> int:
+        return self.group.rank()
 
 
 class CommunicationError(RuntimeError):
@@ -112,6 +132,17 @@ class _Current:
 current = _Current()
 
 
+def remember(ctx: Any) -> None:
+    """Notes in an autograd context which operation it belongs to; `recall` takes it up in the backward."""
+    if not torch.compiler.is_compiling():
+        ctx.op = current.op
+
+
+def recall(ctx: Any) -> None:
+    if not torch.compiler.is_compiling():
+        current.op = ctx.op
+
+
 def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
@@ -129,6 +160,21 @@ class Pending:
                 self.work.wait()
         except RuntimeError as error:
             raise self.fail(error) from error
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def reduce_name(op: Any) -> str:
+    return str(op).rpartition(".")[2]
+
+
+def exchange(x: Tensor, receive: Sequence[int], send: Sequence[int], group: Group) -> Tensor:
+    """Sends send[r] rows of x (sum(send), ...) to every rank r; returns the rows that arrive, by rank."""
+    if torch.compiler.is_compiling():
+        arrived: Tensor = torch.ops.shardtensor.all_to_all(x, list(receive), list(send), group.name)
+        return arrived
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    all_to_all(out, x, receive, send, group)
+    return out
 
 
 def all_to_all(
@@ -150,9 +196,6 @@ def all_to_all(
         group: who takes part.
         wait: False returns at once, with the collective in flight.
     """
-    if torch.compiler.is_compiling():
-        dist.all_to_all_single(out, x, list(receive), list(send), group=group)
-        return None
     if _records:
         here = group.rank()
         each = x.element_size() * (x[:1].numel() if x.dim() > 1 else 1)
@@ -163,7 +206,7 @@ def all_to_all(
         "all_to_all",
         group,
         wait,
-        lambda: dist.all_to_all_single(out, x, *splits, group=group, async_op=not wait),
+        lambda: dist.all_to_all_single(out, x, *splits, group=group.group, async_op=not wait),
     )
 
 
@@ -171,22 +214,24 @@ def all_reduce(
     x: Tensor, group: Group, reduce: Any = dist.ReduceOp.SUM, *, wait: bool = True
 ) -> Pending | None:
     """Reduces x over the group, in place."""
-    if torch.compiler.is_compiling():
-        dist.all_reduce(x, reduce, group=group)
-        return None
     if _records:
         ranks = group.size()
         moved = 2 * x.numel() * x.element_size() * (ranks - 1) // ranks
         _record("all_reduce", moved, moved)
-    return _run("all_reduce", group, wait, lambda: dist.all_reduce(x, reduce, group=group, async_op=not wait))
+    return _run(
+        "all_reduce", group, wait, lambda: dist.all_reduce(x, reduce, group=group.group, async_op=not wait)
+    )
+
+
+_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # new name in torch 2.13
 
 
 def all_gather(out: Tensor, x: Tensor, group: Group) -> None:
-    """Puts x of every rank, equal in shape, into the rows of `out`."""
+    """Puts x of every rank, equal in shape, one after the other into `out`, contiguous."""
     if _records:
         moved = x.numel() * x.element_size() * (group.size() - 1)
         _record("all_gather", moved, moved)
-    _run("all_gather", group, True, lambda: dist.all_gather_into_tensor(out, x, group=group))
+    _run("all_gather", group, True, lambda: _gather(out.view(-1), x.reshape(-1), group=group.group))
 
 
 def _record(kind: Kind, sent: int, received: int) -> None:
@@ -196,13 +241,13 @@ def _record(kind: Kind, sent: int, received: int) -> None:
 
 def _run(kind: Kind, group: Group, wait: bool, call: Callable[[], Any]) -> Pending | None:
     def fail(error: Exception) -> CommunicationError:
-        ranks, op, backward = dist.get_process_group_ranks(group), current.name, _in_backward()
+        ranks, op, backward = dist.get_process_group_ranks(group.group), current.name, _in_backward()
         when = " (backward)" if backward else ""
         return CommunicationError(
             op,
-            f"{op or 'shardtensor'}{when}: {kind} of ranks {ranks} failed on rank {dist.get_rank()} ({error}). "
-            "Another rank stopped, was too late, or ran other operations: look for its first error, or run with "
-            "TORCH_DISTRIBUTED_DEBUG=DETAIL, which compares every collective between ranks.",
+            f"{op or 'shardtensor'}{when}: {kind} of ranks {ranks} failed on rank {dist.get_rank()}: {error}"
+            " Another rank stopped, was too late, or ran other operations: look for its first error, or run "
+            "with TORCH_DISTRIBUTED_DEBUG=DETAIL, which compares every collective between ranks.",
         )
 
     try:

@@ -1,0 +1,48 @@
+"""The collectives as operators of a compiled graph.
+
+torch's functional collectives are free of effects for the compiler: it drops one whose result this rank does
+not need, and may order them differently in the graphs of different ranks. Uneven shards have both, and then
+ranks wait for each other forever. These operators keep their order, and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._library.effects import EffectType
+from torch.distributed.distributed_c10d import _resolve_process_group
+
+
+@torch.library.custom_op("shardtensor::all_to_all", mutates_args=())
+def all_to_all(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Tensor:
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    dist.all_to_all_single(
+        out, x.contiguous(), list(receive), list(send), group=_resolve_process_group(group)
+    )
+    return out
+
+
+@all_to_all.register_fake
+def _(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Tensor:
+    del send, group
+    return x.new_empty((sum(receive), *x.shape[1:]))
+
+
+@torch.library.custom_op("shardtensor::all_reduce", mutates_args=())
+def all_reduce(x: Tensor, op: str, group: str) -> Tensor:
+    out = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, getattr(dist.ReduceOp, op), group=_resolve_process_group(group))
+    return out
+
+
+@all_reduce.register_fake
+def _(x: Tensor, op: str, group: str) -> Tensor:
+    del op, group
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+for _operator in (all_to_all, all_reduce):
+    _operator.register_effect(EffectType.ORDERED)

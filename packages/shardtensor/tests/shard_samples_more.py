@@ -1,0 +1,164 @@
+"""Samples of operations that have no family of their own: in place, queries, matrices, joins."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from shard_samples import Sample
+from shard_samples_contract import matrix
+from torch import Tensor
+
+from shardtensor import GatherWarning
+
+GRID = (((0, 1),),)
+
+
+def alike(op: str, run: Callable[..., Any], **more: Any) -> Sample:
+    """A sample that nothing has to be communicated for, whatever is sharded."""
+    more = {"dims": ((0,), (1,), (2,)), "grid": GRID} | more
+    return Sample(op=op, run=run, inputs=((4, 7, 3),), **more)
+
+
+def asked(op: str, *args: Any) -> Sample:
+    """A query: what it answers multiplies the input."""
+    return alike(op, lambda x: x * getattr(x, op)(*args))
+
+
+def made(op: str, *args: Any) -> Sample:
+    """A query that makes a plain tensor of the dtype of the input."""
+    return alike(op, lambda x: x * (getattr(x, op)(*args) * 0 + 2))
+
+
+def compared(op: str, *, forward: int = 1) -> Sample:
+    """A truth that all ranks agree on, of equal and of different values."""
+    function = getattr(torch, op)
+
+    def run(x: Any, y: Any) -> Any:
+        return x * (1 + 2 * function(x, x) + 4 * function(x, y))
+
+    return Sample(
+        op=op,
+        run=run,
+        inputs=((4, 7), (4, 7)),
+        dims=((0, 0), (1, 1)),
+        grid=(((0, 1), (0, 1)),),
+        forward=2 * forward,
+    )
+
+
+def _steps(x: Tensor) -> Tensor:
+    return (2 * x).long().clamp(-1, 1)
+
+
+def _quiet(run: Callable[..., Any]) -> Callable[..., Any]:
+    def call(x: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GatherWarning)
+            return run(x)
+
+    return call
+
+
+def _rows(x: Any, s: Any) -> Any:
+    index = torch.tensor([[2], [0], [3]]).expand(3, 7)
+    return (x * 1).scatter_(0, index, s)
+
+
+def _added(x: Any, s: Any) -> Any:
+    index = torch.tensor([[2], [0], [2]]).expand(3, 7)
+    return (x * 1).scatter_reduce_(0, index, s, "sum")
+
+
+def _attend(x: Any, into: Any, bias: Any, out: Any) -> Any:
+    options = {"training": False, "need_weights": False}
+    return F.multi_head_attention_forward(
+        x, x, x, 8, 2, into, bias, None, None, False, 0.0, out, None, **options
+    )[0]
+
+
+SAMPLES = [
+    *(asked(op) for op in ("is_floating_point", "is_complex", "element_size", "get_device", "is_contiguous")),
+    *(made(op, (3,)) for op in ("new_zeros", "new_ones")),
+    alike("new_empty", lambda x: x * x.new_empty(3).fill_(2.0)),
+    made("new_full", (3,), 2.0),
+    made("new_tensor", [1.0, 2.0, 3.0]),
+    compared("equal"),
+    compared("allclose"),
+    # matrices
+    # torch 2.13 can not differentiate det of float32 where the default dtype is float64.
+    matrix("det", lambda x: (torch.linalg.det(x.double()), torch.det(x.double()))),
+    matrix("inv_ex", lambda x: torch.linalg.inv_ex(x).inverse),
+    matrix("cholesky_ex", lambda x: torch.linalg.cholesky_ex(x).L),
+    matrix("svd", lambda x: (torch.linalg.svd(x).S, torch.svd(x).S)),
+    matrix("eigh", lambda x: torch.linalg.eigh(x).eigenvalues),
+    matrix("eig", lambda x: torch.linalg.eig(x).eigenvalues.abs()),
+    matrix("eigvals", lambda x: torch.linalg.eigvals(x).abs()),
+    matrix("matrix_rank", lambda x: torch.linalg.matrix_rank(x)),
+    matrix("cond", lambda x: torch.linalg.cond(x)),
+    matrix("lu", lambda x: torch.linalg.lu(x)),
+    matrix("lu_factor", lambda x: torch.linalg.lu_factor(x).LU),
+    matrix("pinverse", lambda x: x.pinverse()),
+    # joins by their other names
+    *(
+        alike(name, lambda x, join=getattr(torch, name): join([x, 2 * x], 1), dims=((0,), (2,)), grid=(((0, 2),),))
+        for name in ("concat", "concatenate")
+    ),
+    alike("row_stack", lambda x: torch.vstack([x, torch.ones(2, 7, 3)]), dims=((1,), (2,)), grid=(((1, 2),),)),
+    # writing in place
+    Sample(
+        op="index_copy_",
+        run=lambda x, s: (x * 1).index_copy_(0, torch.tensor([2, 0, 3]), s),
+        inputs=((4, 7), (3, 7)),
+        dims=((1, 1),),
+    ),
+    Sample(op="scatter_", run=_rows, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
+    Sample(op="scatter_reduce_", run=_added, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
+    # the rest
+    alike("glu", lambda x: F.glu(x, 1), dims=((0,), (2,)), grid=(((0, 2),),)),
+    alike("__matmul__", lambda x: x @ torch.ones(3, 2).to(x.dtype), dims=((0,), (1,))),
+    alike("__rmatmul__", lambda x: torch.ones(2, 7).to(x.dtype) @ x, dims=((0,), (2,)), grid=(((0, 2),),)),
+    alike(
+        "view_as_complex",
+        lambda x: torch.view_as_complex(x[..., :2].contiguous()),
+        dims=((0,), (1,)),
+        bf16=False,
+    ),
+    alike(
+        "searchsorted",
+        lambda x: torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]).to(x.dtype), x, side="right"),
+    ),
+    Sample(
+        op="unique_consecutive",
+        run=_quiet(lambda x: torch.unique_consecutive(x)),
+        inputs=((12,),),
+        dims=((0,),),
+        make=_steps,
+        forward=1,
+    ),
+    *(
+        Sample(op=op, run=run, inputs=((4, 7, 3),), dims=((1,),), grid=(((1, 0),),), forward=1)
+        for op, run in (
+            ("vector_norm", lambda x: torch.linalg.vector_norm(x, 3, (1, 2))),
+            ("matrix_norm", lambda x: torch.linalg.matrix_norm(x)),
+        )
+    ),
+    Sample(
+        op="adaptive_max_pool3d",
+        run=lambda x: F.adaptive_max_pool3d(x, (2, 3, 2)),
+        inputs=((2, 3, 8, 7, 6),),
+        dims=((2,), (3,), (4,)),
+        grid=(((2, 3),),),
+        forward=1,
+        backward=1,
+    ),
+    Sample(
+        op="multi_head_attention_forward",
+        run=_attend,
+        inputs=((7, 4, 8),),
+        weights=((24, 8), (24,), (8, 8)),
+        dims=((1,),),
+        backward=2,
+    ),
+]
