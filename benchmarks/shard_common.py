@@ -45,9 +45,7 @@ def on_ranks(
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _rank(
-    rank: int, worker: Callable[..., Any], ranks: int, folder: str, arguments: tuple[Any, ...]
-) -> None:
+def _rank(rank: int, worker: Callable[..., Any], ranks: int, folder: str, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)

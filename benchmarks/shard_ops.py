@@ -1,18 +1,20 @@
 """What two ranks spend on one operation, forward and backward, against one process without shardtensor.
 
 Four tables: CPU time with the allocator as it is, the same without page faults, redistribute against an
-all_to_all_single written by hand, and peak memory. A large plain tensor is paid for by page faults, half of it
-on each of two ranks often not: that flatters us, so the second table is the one to judge by. Both ranks run
-the plain program at the same time, so that all forms share the cores alike. Starts its ranks itself. Run:
+all_to_all_single written by hand, and peak memory. A large plain tensor is paid for by page faults, half of
+it on each of two ranks often not: that flatters us, so the second table is the one to judge by. Attention,
+seconds of arithmetic on small tensors, runs twice, in the second way alone. DTensor leaves the gradients of
+weights as partial sums, whose reduction is not in its time; ours are reduced. Both ranks run the plain
+program at the same time, so that all forms share the cores alike. Starts its ranks itself. Run:
 
-    python benchmarks/shard_ops.py [--repeats 5]
+    python benchmarks/shard_ops.py [--repeats 20] [--only ops attention redistribute memory]
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -32,6 +34,7 @@ import shardtensor as st
 TOLERANCE = 1e-4  # of the largest value; sums of float32 in another order
 BLOCK = (8, 1024, 16, 64)  # what redistribute moves: batch, rows, heads, channels
 RANKS = 2
+PARTS = ("ops", "attention", "redistribute", "memory")
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class Case:
     """An operation.
 
     Attributes:
-        inputs: shape of each input; all are sharded.
+        inputs: shape of each input; all are sharded. The result has that of the first.
         dim: the dimension that is sharded, of inputs and result.
         weights: shapes, on every rank.
         run: takes inputs and weights.
         bar: CPU time of all ranks over that of one process which we promise not to pass.
-        share: of the repeats; attention takes seconds.
+        long: takes seconds: has a table of its own.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -52,7 +55,7 @@ class Case:
     weights: tuple[tuple[int, ...], ...]
     run: Callable[..., Any]
     bar: float
-    share: float = 1.0
+    long: bool = False
 
 
 def attend(method: Any) -> Callable[..., Any]:
@@ -69,8 +72,8 @@ CASES = {
     "conv2d 3x3 (1, 64, 256, 512)": Case(
         (IMAGE,), 2, ((64, 64, 3, 3), (64,)), lambda x, w, b: F.conv2d(x, w, b, padding=1), 1.02
     ),
-    "attention 8192 x 8 x 64": Case((TOKENS,) * 3, 2, (), attend("auto"), 1.05, 0.4),
-    "attention, ring": Case((TOKENS,) * 3, 2, (), attend("ring"), 1.05, 0.4),
+    "attention 8192 x 8 x 64": Case((TOKENS,) * 3, 2, (), attend("auto"), 1.05, True),
+    "attention, ring": Case((TOKENS,) * 3, 2, (), attend("ring"), 1.05, True),
     "layer_norm 8192 x 1024": Case(
         ((8192, 1024),), 0, ((1024,), (1024,)), lambda x, w, b: F.layer_norm(x, (1024,), w, b), 1.05
     ),
@@ -87,7 +90,6 @@ class Form:
     Attributes:
         sharded: makes an input or a seed out of a plain tensor.
         weight: makes a weight.
-        part: this rank's share of a gradient or result, as slices of the plain one; None compares the whole.
     """
 
     sharded: Callable[[Tensor], Any]
@@ -114,28 +116,28 @@ class Outcome:
     verdict: str
 
 
-def measure(mesh: DeviceMesh, repeats: int) -> dict[tuple[str, str], Outcome]:
-    """Runs every case in every form, repeats interleaved: a disturbance hits all."""
+def measure(mesh: DeviceMesh, repeats: int, names: Sequence[str]) -> dict[tuple[str, str], Outcome]:
+    """Runs cases in every form, repeats interleaved: a disturbance hits all."""
     results = {}
-    for name, case in CASES.items():
+    for name in names:
+        case = CASES[name]
         torch.manual_seed(0)
         inputs, weights = ([torch.randn(shape) for shape in shapes] for shapes in (case.inputs, case.weights))
-        steps, verdicts = {}, {}
-        want: list[Tensor] = []
+        seed = torch.randn(case.inputs[0])
+        steps: dict[str, Callable[[], list[Any]]] = {}
+        runs: dict[str, list[Spent]] = {}
+        verdicts, want = {}, list[Tensor]()
         for kind, form in forms(mesh, case.dim).items():
-            if kind == "DTensor" and name == "attention, ring":
-                continue
-            step = training_step(case, form, inputs, weights)
+            step, runs[kind], got = training_step(case, form, inputs, weights, seed), [], list[Any]()
             try:
-                got = [whole(value) for value in step()]
+                runs[kind].append(common.spend(lambda step=step, got=got: got.extend(step())))  # type: ignore[misc]
             except Exception as error:  # what another library raises is part of the table
-                verdicts[kind] = f"{type(error).__name__}"
+                verdicts[kind] = type(error).__name__
                 continue
-            want = want or got
-            verdicts[kind] = verdict(got, want)
-            steps[kind] = step
-        runs: dict[str, list[Spent]] = {kind: [] for kind in verdicts}
-        for _ in range(max(1, round(repeats * case.share))):
+            steps[kind], tensors = step, [whole(value) for value in got]
+            want = want or tensors
+            verdicts[kind] = verdict(tensors, want)
+        for _ in range(repeats - 1):
             for kind, step in steps.items():
                 runs[kind].append(common.spend(step))
         results |= {(name, kind): Outcome(tuple(runs[kind]), verdicts[kind]) for kind in verdicts}
@@ -143,12 +145,11 @@ def measure(mesh: DeviceMesh, repeats: int) -> dict[tuple[str, str], Outcome]:
 
 
 def training_step(
-    case: Case, form: Form, inputs: list[Tensor], weights: list[Tensor]
+    case: Case, form: Form, inputs: list[Tensor], weights: list[Tensor], gradient: Tensor
 ) -> Callable[[], list[Any]]:
     """Returns a function that runs forward and backward; it returns the result and all gradients."""
     xs, ws = [form.sharded(x) for x in inputs], [form.weight(w) for w in weights]
-    with torch.no_grad():
-        seed = form.sharded(torch.randn(case.run(*inputs, *weights).shape)).detach()
+    seed = form.sharded(gradient).detach()
 
     def step() -> list[Any]:
         for leaf in (*xs, *ws):
@@ -176,26 +177,22 @@ def verdict(got: list[Tensor], want: list[Tensor]) -> str:
     return "right"
 
 
-def compare(title: str, repeats: int, environment: Mapping[str, str]) -> None:
-    found = common.on_ranks(measure, RANKS, repeats, environment=environment)
+def compare(title: str, names: Sequence[str], repeats: int, environment: Mapping[str, str]) -> None:
+    found = common.on_ranks(measure, RANKS, repeats, names, environment=environment)
     rows = []
-    for name, case in CASES.items():
-        plain = [rank[name, "plain"].runs for rank in found]
-        alone = min(sum(spent.cpu for spent in repeat) for repeat in zip(*plain, strict=True)) / RANKS
-        rows.append((name, "plain", 1e3 * alone, 1e3 * common.least_wall(plain), None, None, "right"))
-        for kind in ("ours", "DTensor"):
-            if (name, kind) not in found[0]:
-                continue
+    for name in names:
+        case = CASES[name]
+        alone = common.least_cpu([rank[name, "plain"].runs for rank in found]) / RANKS
+        for kind in [kind for case_name, kind in found[0] if case_name == name]:
             runs = [rank[name, kind].runs for rank in found]
             word = next((r[name, kind].verdict for r in found if r[name, kind].verdict != "right"), "right")
             bar = case.bar if kind == "ours" else None
-            if runs[0]:
-                total = common.least_cpu(runs)
-                rows.append(
-                    (name, kind, 1e3 * total, 1e3 * common.least_wall(runs), total / alone, bar, word)
-                )
-            else:
+            if not runs[0]:
                 rows.append((name, kind, None, None, None, bar, word))
+                continue
+            total = alone if kind == "plain" else common.least_cpu(runs)
+            wall = common.least_wall(runs)
+            rows.append((name, kind, 1e3 * total, 1e3 * wall, total / alone, bar, word))
     print(f"{title}: forward + backward, {RANKS} ranks, ms of CPU of all ranks, best of {repeats}")
     common.table(["operation", "form", "CPU ms", "wall ms", "over plain", "bar", "value and gradients"], rows)
 
@@ -230,7 +227,7 @@ def round_trips(mesh: DeviceMesh, repeats: int) -> dict[str, list[Spent]]:
         assert torch.equal(got.to_local() if isinstance(got, DTensor) else got, x.local)
     runs: dict[str, list[Spent]] = {name: [] for name in ways}
     with torch.no_grad():
-        for _ in range(4 * repeats):
+        for _ in range(repeats):
             for name, run in ways.items():
                 runs[name].append(common.spend(run))
     return runs
@@ -247,7 +244,7 @@ def compare_redistribute(repeats: int) -> None:
         common.table(
             ["way", "CPU ms", "wall ms", "CPU over by hand", "wall over by hand"],
             [
-                (name, 1e3 * cpu[name], 1e3 * wall[name], cpu[name] / cpu["by hand"], wall[name] / wall["by hand"])
+                (name, 1e3 * cpu[name], 1e3 * wall[name], *(x[name] / x["by hand"] for x in (cpu, wall)))
                 for name in runs
             ],
         )
@@ -260,57 +257,66 @@ def conv_net() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-MEMORY: dict[str, tuple[tuple[int, ...], int, Callable[[], Callable[..., Any]]]] = {
-    "5 convolutions, (1, 3, 256, 512)": ((1, 3, 256, 512), 2, conv_net),
-    "attention, ulysses, 2048 x 8 x 64": ((1, 8, 2048, 64), 2, lambda: self_attention("ulysses")),
-    "attention, ring, 2048 x 8 x 64": ((1, 8, 2048, 64), 2, lambda: self_attention("ring")),
-    "attention, gather, 2048 x 8 x 64": ((1, 8, 2048, 64), 2, lambda: self_attention("gather")),
+class SelfAttention(nn.Module):
+    """Projections and attention of (N, L, D)."""
+
+    def __init__(self, method: str, width: int = 512, heads: int = 8) -> None:
+        super().__init__()
+        self.heads, self.attend = heads, attend(method)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Any) -> Any:
+        qkv = self.qkv(x).reshape(*x.shape[:-1], 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(-2))
+
+
+MEMORY: dict[str, tuple[tuple[int, ...], int, Callable[[], nn.Module]]] = {
+    "5 convolutions of (1, 32, 256, 512)": ((1, 3, 256, 512), 2, conv_net),
+    **{
+        f"attention 4096 x 8 x 64, {method}": ((1, 4096, 512), 1, functools.partial(SelfAttention, method))
+        for method in ("ulysses", "ring", "gather")
+    },
 }
-
-
-def self_attention(method: Any) -> Callable[..., Any]:
-    run = attend(method)
-    return lambda x: run(x, x, x)
 
 
 def peak(run: Callable[[], object]) -> int:
     """Returns the most bytes of torch's CPU allocator that live at once within a run, counted exactly."""
-    run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run()
     events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    steps = [event.nbytes() for event in events if event.name() == "[memory]"]
-    return max(accumulate(steps))
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
 
 
-def peaks(mesh: DeviceMesh) -> dict[str, tuple[int, int]]:
-    """Returns for every net the peak of the plain program and of this rank."""
+def peaks(mesh: DeviceMesh) -> dict[str, tuple[int, int, int]]:
+    """Returns for every net the bytes of its weights, the plain program's peak, and that of this rank."""
     results = {}
     for name, (shape, dim, make) in MEMORY.items():
         torch.manual_seed(0)
         net, x = make(), torch.randn(shape)
 
-        def step(x: Any, net: Callable[..., Any] = net) -> None:
+        def step(x: Any, net: nn.Module = net) -> None:
             x = x.detach().clone().requires_grad_()  # within what is counted
             net(x).square().mean().backward()
-            if isinstance(net, nn.Module):
-                net.zero_grad()
+            net.zero_grad()
 
-        ours = common.shard(x, mesh, dim)
-        # Every rank runs both, the plain program too: only the second communicates.
-        results[name] = (peak(lambda x=x: step(x)), peak(lambda ours=ours: step(ours)))  # type: ignore[misc]
+        weights = sum(weight.numel() * weight.element_size() for weight in net.parameters())
+        plain = peak(functools.partial(step, x)) if mesh.get_local_rank() == 0 else 0
+        results[name] = (weights, plain, peak(functools.partial(step, common.shard(x, mesh, dim))))
     return results
 
 
 def compare_memory() -> None:
     rows = []
     for ranks in (2, 4):
-        found = common.on_ranks(peaks, ranks)
+        found = common.on_ranks(peaks, ranks, environment={"KINETO_LOG_LEVEL": "5"})
         for name in MEMORY:
-            plain, ours = found[0][name][0], max(rank[name][1] for rank in found)
-            rows.append((name, ranks, plain / 2**20, ours / 2**20, ranks * ours / plain))
-    print("peak memory of a rank in a training step, MiB of live tensors")
-    common.table(["net", "ranks", "plain", "ours", "ours x ranks / plain"], rows)
+            weights, plain, _ = found[0][name]
+            ours = max(rank[name][2] for rank in found)
+            sizes = (plain / 2**20, ours / 2**20, weights / 2**20)
+            rows.append((name, ranks, *sizes, ranks * ours / plain))
+    print("peak memory of a rank in a training step, MiB of live tensors, the weights themselves apart")
+    common.table(["net", "ranks", "plain", "ours", "gradients of weights", "ours x ranks / plain"], rows)
 
 
 ALLOCATORS: dict[str, Mapping[str, str]] = {
@@ -321,13 +327,20 @@ ALLOCATORS: dict[str, Mapping[str, str]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--only", nargs="*", default=list(PARTS))
+    options = parser.parse_args()
     print(common.machine() + "\n")
-    for title, environment in ALLOCATORS.items():
-        compare(title, repeats, environment)
-    compare_redistribute(repeats)
-    compare_memory()
+    short, long = ([name for name, case in CASES.items() if case.long == kind] for kind in (False, True))
+    if "ops" in options.only:
+        for title, environment in ALLOCATORS.items():
+            compare(title, short, options.repeats, environment)
+    if "attention" in options.only:
+        compare("without page faults", long, 2, common.NO_PAGE_FAULTS)
+    if "redistribute" in options.only:
+        compare_redistribute(options.repeats)
+    if "memory" in options.only:
+        compare_memory()
 
 
 if __name__ == "__main__":

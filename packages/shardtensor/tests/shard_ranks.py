@@ -35,6 +35,7 @@ MESHES: dict[str, list[int] | list[list[int]]] = {
     "3": [0, 1, 2],
     "4": [0, 1, 2, 3],
     "2x2": [[0, 1], [2, 3]],
+    "1x2": [[0, 1]],
 }
 Case = Callable[[DeviceMesh], None]
 Cases = dict[str, tuple[Case, tuple[str, ...]]]

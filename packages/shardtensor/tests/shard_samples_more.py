@@ -31,21 +31,29 @@ def made(op: str, *args: Any) -> Sample:
     return alike(op, lambda x: x * (getattr(x, op)(*args) * 0 + 2))
 
 
-def compared(op: str, *, forward: int = 1) -> Sample:
+def compared(op: str) -> list[Sample]:
     """A truth that all ranks agree on, of equal and of different values."""
     function = getattr(torch, op)
+    common = {"op": op, "inputs": ((4, 7), (4, 7)), "dims": ((0, 0), (1, 1)), "grid": (((0, 1), (0, 1)),)}
+    return [
+        Sample(run=run, forward=1, **common)
+        for run in (lambda x, y: x * (2 + function(x, y)), lambda x, _: x * (2 + function(x, x)))
+    ]
 
-    def run(x: Any, y: Any) -> Any:
-        return x * (1 + 2 * function(x, x) + 4 * function(x, y))
 
-    return Sample(
-        op=op,
-        run=run,
-        inputs=((4, 7), (4, 7)),
-        dims=((0, 0), (1, 1)),
-        grid=(((0, 1), (0, 1)),),
-        forward=2 * forward,
-    )
+def joined(op: str) -> Sample:
+    """cat by another name."""
+    function = getattr(torch, op)
+    return alike(op, lambda x: function([x, 2 * x], 1), dims=((0,), (2,)), grid=(((0, 2),),))
+
+
+def hermitian(op: str) -> Sample:
+    """A transform of two dimensions of three, the first of them sharded."""
+    function = getattr(torch.fft, op)
+    common = {"inputs": ((5, 8, 6),), "bf16": False, "forward": 2, "backward": 2}
+    if op.startswith("h"):
+        common["make"] = lambda x: torch.complex(x, x.flip(0))
+    return Sample(op=op, run=lambda x: function(x, dim=(1, 2)), dims=((1,),), **common)
 
 
 def _steps(x: Tensor) -> Tensor:
@@ -66,9 +74,9 @@ def _rows(x: Any, s: Any) -> Any:
     return (x * 1).scatter_(0, index, s)
 
 
-def _added(x: Any, s: Any) -> Any:
+def _largest(x: Any, s: Any) -> Any:
     index = torch.tensor([[2], [0], [2]]).expand(3, 7)
-    return (x * 1).scatter_reduce_(0, index, s, "sum")
+    return x.detach().clone().scatter_reduce_(0, index, s.detach(), "amax")
 
 
 def _attend(x: Any, into: Any, bias: Any, out: Any) -> Any:
@@ -84,8 +92,9 @@ SAMPLES = [
     alike("new_empty", lambda x: x * x.new_empty(3).fill_(2.0)),
     made("new_full", (3,), 2.0),
     made("new_tensor", [1.0, 2.0, 3.0]),
-    compared("equal"),
-    compared("allclose"),
+    *compared("equal"),
+    *compared("allclose"),
+    *(hermitian(op) for op in ("hfft2", "hfftn", "ihfft2", "ihfftn")),
     # matrices
     # torch 2.13 can not differentiate det of float32 where the default dtype is float64.
     matrix("det", lambda x: (torch.linalg.det(x.double()), torch.det(x.double()))),
@@ -101,11 +110,10 @@ SAMPLES = [
     matrix("lu_factor", lambda x: torch.linalg.lu_factor(x).LU),
     matrix("pinverse", lambda x: x.pinverse()),
     # joins by their other names
-    *(
-        alike(name, lambda x, join=getattr(torch, name): join([x, 2 * x], 1), dims=((0,), (2,)), grid=(((0, 2),),))
-        for name in ("concat", "concatenate")
+    *(joined(name) for name in ("concat", "concatenate")),
+    alike(
+        "row_stack", lambda x: torch.vstack([x, torch.ones(2, 7, 3)]), dims=((1,), (2,)), grid=(((1, 2),),)
     ),
-    alike("row_stack", lambda x: torch.vstack([x, torch.ones(2, 7, 3)]), dims=((1,), (2,)), grid=(((1, 2),),)),
     # writing in place
     Sample(
         op="index_copy_",
@@ -114,14 +122,14 @@ SAMPLES = [
         dims=((1, 1),),
     ),
     Sample(op="scatter_", run=_rows, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
-    Sample(op="scatter_reduce_", run=_added, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
+    Sample(op="scatter_reduce_", run=_largest, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
     # the rest
-    alike("glu", lambda x: F.glu(x, 1), dims=((0,), (2,)), grid=(((0, 2),),)),
+    alike("glu", lambda x: F.glu(torch.cat([x, x.sin()], 1), 1), dims=((0,), (2,)), grid=(((0, 2),),)),
     alike("__matmul__", lambda x: x @ torch.ones(3, 2).to(x.dtype), dims=((0,), (1,))),
     alike("__rmatmul__", lambda x: torch.ones(2, 7).to(x.dtype) @ x, dims=((0,), (2,)), grid=(((0, 2),),)),
     alike(
         "view_as_complex",
-        lambda x: torch.view_as_complex(x[..., :2].contiguous()),
+        lambda x: torch.view_as_complex(torch.stack([x, x.sin()], -1)),
         dims=((0,), (1,)),
         bf16=False,
     ),
@@ -146,8 +154,8 @@ SAMPLES = [
     ),
     Sample(
         op="adaptive_max_pool3d",
-        run=lambda x: F.adaptive_max_pool3d(x, (2, 3, 2)),
-        inputs=((2, 3, 8, 7, 6),),
+        run=lambda x: F.adaptive_max_pool3d(x, (4, 4, 4)),
+        inputs=((2, 3, 7, 7, 7),),
         dims=((2,), (3,), (4,)),
         grid=(((2, 3),),),
         forward=1,

@@ -291,8 +291,8 @@ def gradients_in_buckets(mesh):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.scale = network(), nn.Linear(12, 12)
-            self.scale.load_state_dict({"weight": random(12, 12, seed=5), "bias": random(12, seed=6)})
+            self.inner, self.scale = network()[:3], nn.Linear(3, 3)
+            self.scale.load_state_dict({"weight": random(3, 3, seed=5), "bias": random(3, seed=6)})
 
         def forward(self, x):
             y = self.inner(x)
@@ -308,7 +308,8 @@ def gradients_in_buckets(mesh):
             loss.backward()
         compare_all([part.grad, *(p.grad for p in net.parameters())], want[1:])
         if mesh.size() > 1:
-            assert sum(t.kind == "all_reduce" for t in seen.transfers) == 1
+            # One for all weights, and one for their sum, which is no leaf.
+            assert sum(t.kind == "all_reduce" for t in seen.transfers) == 2
     first, second = (torch.nn.Parameter(random(3, seed=s)) for s in (1, 2))
     loss = (shard(random(5, 3), mesh, 0) * first + second).sum()
     with st.bucketed_gradients(megabytes=1e-6), st.traffic() as seen:
@@ -325,7 +326,7 @@ def weights_made_equal(mesh):
     st.sync_module(net, mesh)
     close(net.weight.detach(), torch.full((3,), 1.0))
     close(net.running_mean, torch.full((3,), 2.0))
-    uneven = nn.Linear(2, 2 + (mesh.get_coordinate() != [0] * mesh.ndim))
+    uneven = nn.Linear(2, 2 + any(mesh.get_coordinate()))
     with pytest.raises(ValueError, match="modules differ"):
         st.sync_module(uneven, mesh)
 
@@ -346,6 +347,15 @@ def disagreements_are_found_at_once(mesh):
     with pytest.raises(ValueError, match="disagree"):
         ShardTensor.from_local(local, mesh, [Shard(1 if rank else 0)])
     close(ShardTensor.from_local(local, mesh, [Shard(0)]), torch.cat([local] * mesh.size()))
+
+
+@case("2x2")
+def disagreements_reach_every_rank(mesh):
+    """Only two of four ranks can see it."""
+    bad = random(3, 4).float() if dist.get_rank() == 3 else random(3, 4)
+    with pytest.raises(ValueError, match="disagree"):
+        ShardTensor.from_local(bad, mesh, [Shard(0), Shard(1)])
+    assert ShardTensor.from_local(random(3, 4), mesh, [Shard(0), Shard(1)]).shape == (6, 8)
 
 
 @case("4")

@@ -86,8 +86,23 @@ def construction(mesh):
             assert again.spec == part.spec
         torch.testing.assert_close(part.full_tensor(), x, rtol=0, atol=0)
         scattered = scatter_tensor(x if mesh.get_local_rank() == 0 else None, 0, mesh, [Shard(1)], sizes=rows)
-        assert scattered.spec == part.spec
+        assert scattered.spec is part.spec
         close(scattered, x)
+        known = scatter_tensor(
+            x if mesh.get_local_rank() == 0 else None,
+            0,
+            mesh,
+            [Shard(1)],
+            global_shape=x.shape,
+            dtype=x.dtype,
+            sharding_sizes=rows,
+        )
+        close(known, x)
+        shapes = [[2, n, 3] for n in rows]
+        assert (
+            ShardTensor.from_local(part.local, mesh, [Shard(1)], sharding_shapes={0: shapes}).spec
+            is part.spec
+        )
     chunked = ShardTensor.from_local(shard(x, mesh, 1).local, mesh, [Shard(1)], global_shape=x.shape)
     assert chunked.sizes == (chunk_sizes(7, mesh.size()),)
     assert is_sharded(chunked)

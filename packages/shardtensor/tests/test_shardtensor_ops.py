@@ -299,7 +299,8 @@ def indexing(mesh):
 def unsupported_names_the_way_out(mesh):
     x = shard(random(4, 7, 2), mesh, 1)
     for message, function in (
-        ("interpolate", lambda: F.interpolate(x, scale_factor=2)),
+        ("cov", lambda: torch.cov(x[0])),
+        ("svd", lambda: torch.linalg.svdvals(x)),
         ("outermost", lambda: x.flatten(0, 1)),
         ("do not match", lambda: x + shard(random(4, 7, 2), mesh, 0)),
         ("plain tensor", lambda: random(4, 7, 2).add_(x)),

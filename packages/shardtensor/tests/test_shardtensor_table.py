@@ -26,7 +26,7 @@ def _checked(sample: Sample, name: str) -> Callable[[DeviceMesh], None]:
 
 
 for _number, _sample in enumerate(SAMPLES):
-    _meshes = (("1", "2", "3", "4") if _sample.dims else ()) + (("2x2",) if _sample.grid else ())
+    _meshes = (("1", "2", "3", "4") if _sample.dims else ()) + (("2x2", "1x2") if _sample.grid else ())
     case(*_meshes)(_checked(_sample, f"{_sample.op}-{_number}"))
 
 

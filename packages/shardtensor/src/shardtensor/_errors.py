@@ -12,13 +12,17 @@ class UnsupportedShardedOp(NotImplementedError):
 
     Attributes:
         op: name of the operation.
+        reason: why it cannot run.
+        remedy: what to do instead.
         random: the operation draws random numbers, so that running it on every rank would not agree either.
     """
 
     def __init__(self, op: str, reason: str, remedy: str, *, random: bool = False) -> None:
-        self.op = op  # no super().__init__, which Dynamo does not trace: __new__ has kept the arguments
+        # No super().__init__, which Dynamo does not trace: it would hide this error behind its own.
+        self.op = op
+        self.reason = reason
+        self.remedy = remedy
         self.random = random
 
     def __str__(self) -> str:
-        op, reason, remedy = self.args
-        return f"{op}: {reason}. {remedy}"
+        return f"{self.op}: {self.reason}. {self.remedy}"

@@ -8,20 +8,21 @@ ranks wait for each other forever. These operators keep their order, and stay.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._library.effects import EffectType
-from torch.distributed.distributed_c10d import _resolve_process_group
+
+_group_named: Any = torch._C._distributed_c10d._resolve_process_group
+gather_equal = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13, before
 
 
 @torch.library.custom_op("shardtensor::all_to_all", mutates_args=())
 def all_to_all(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Tensor:
     out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(
-        out, x.contiguous(), list(receive), list(send), group=_resolve_process_group(group)
-    )
+    dist.all_to_all_single(out, x.contiguous(), list(receive), list(send), group=_group_named(group))
     return out
 
 
@@ -34,7 +35,7 @@ def _(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Ten
 @torch.library.custom_op("shardtensor::all_reduce", mutates_args=())
 def all_reduce(x: Tensor, op: str, group: str) -> Tensor:
     out = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(out, getattr(dist.ReduceOp, op), group=_resolve_process_group(group))
+    dist.all_reduce(out, getattr(dist.ReduceOp, op), group=_group_named(group))
     return out
 
 
@@ -44,5 +45,18 @@ def _(x: Tensor, op: str, group: str) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-for _operator in (all_to_all, all_reduce):
+@torch.library.custom_op("shardtensor::all_gather", mutates_args=())
+def all_gather(x: Tensor, ranks: int, group: str) -> Tensor:
+    out = x.new_empty((ranks, *x.shape))
+    gather_equal(out.view(-1), x.reshape(-1), group=_group_named(group))
+    return out
+
+
+@all_gather.register_fake
+def _(x: Tensor, ranks: int, group: str) -> Tensor:
+    del group
+    return x.new_empty((ranks, *x.shape))
+
+
+for _operator in (all_to_all, all_reduce, all_gather):
     _operator.register_effect(EffectType.ORDERED)

@@ -96,19 +96,19 @@ class _Stored(Tensor):
 
     @staticmethod
     def __new__(cls, part: ShardTensor) -> _Stored:
-        made: _Stored = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, part.shape, dtype=part.dtype, device=part.device
-        )
+        made: _Stored = Tensor._make_wrapper_subclass(cls, part.shape, dtype=part.dtype, device=part.device)
         made.part = part
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.ops.aten.detach.default:
             return args[0]
         raise NotImplementedError(f"{func}: this view is for torch.distributed.checkpoint only")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"checkpointable({self.part!r})"
 
     def _chunk(self) -> ChunkStorageMetadata:

@@ -128,7 +128,7 @@ def _resized(
         if len(before) == 1:
             sizes[m] = (step.outputs,)
             continue
-        counts, wants, starts = plan_resize(step, before, blocks)
+        counts, wants, starts = plan_resize(tuple(step), before, blocks)
         sizes[m] = counts
         local = fetch_rows(local, dim, x.spec, m, wants)
         if counts[rank] == 0:
@@ -157,13 +157,14 @@ def _resized(
 
 
 @planned
-def plan_resize(step: Resize, sizes: Sizes, blocks: bool) -> tuple[Sizes, Wants, Sizes]:
+def plan_resize(resize: tuple[Any, ...], sizes: Sizes, blocks: bool) -> tuple[Sizes, Wants, Sizes]:
     """Gives every output to the owner of its place in the image.
 
     Returns:
         Outputs per rank, the rows that every rank needs, and the first own output, counted from the first
         that these rows make. With `blocks` the rows form whole blocks.
     """
+    step = Resize(*resize)
     index, _ = _taps(step)
     rows, outputs = (step.block if blocks else None) or (1, 1)
     counts, starts = [], []
@@ -182,19 +183,20 @@ def plan_resize(step: Resize, sizes: Sizes, blocks: bool) -> tuple[Sizes, Wants,
 
 def _weighted(local: Tensor, dim: int, step: Resize, sizes: Sizes, rank: int) -> Tensor:
     """Resamples the fetched rows along one dimension."""
+    plain = tuple(step)
     if step.mode.startswith("nearest"):
-        return local.index_select(dim, _own_rows(step, sizes, rank, 0, local.device))
+        return local.index_select(dim, _own_rows(plain, sizes, rank, 0, local.device))
     if step.mode != "bicubic" and not step.antialias:
-        near, far = (local.index_select(dim, _own_rows(step, sizes, rank, k, local.device)) for k in (0, 1))
-        weight = _own_weights(step, sizes, rank, local.device)[:, 1]
+        near, far = (local.index_select(dim, _own_rows(plain, sizes, rank, k, local.device)) for k in (0, 1))
+        weight = _own_weights(plain, sizes, rank, local.device)[:, 1]
         return torch.lerp(near, far, weight.view(-1, *[1] * (local.ndim - 1 - dim)))
-    matrix = _matrix(step, sizes, rank, local.device)
+    matrix = _matrix(plain, sizes, rank, local.device)
     last = dim == local.ndim - 1
     out = [
         torch.matmul(local[..., low:high], matrix[first:stop, low:high].mT)
         if last
         else torch.matmul(matrix[first:stop, low:high], local.narrow(dim, low, high - low).flatten(dim + 1))
-        for first, stop, low, high in _bands(step, sizes, rank)
+        for first, stop, low, high in _bands(plain, sizes, rank)
     ]
     joined = torch.cat(out, dim)
     return joined if last else joined.view(*joined.shape[: dim + 1], *local.shape[dim + 1 :])
@@ -208,30 +210,32 @@ def _own(step: Resize, sizes: Sizes, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @planned
-def _own_rows(step: Resize, sizes: Sizes, rank: int, k: int, device: torch.device) -> Tensor:
+def _own_rows(resize: tuple[Any, ...], sizes: Sizes, rank: int, k: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return _own(step, sizes, rank)[0][:, k].contiguous().to(device)
+        return _own(Resize(*resize), sizes, rank)[0][:, k].contiguous().to(device)
 
 
 @planned
-def _own_weights(step: Resize, sizes: Sizes, rank: int, device: torch.device) -> Tensor:
+def _own_weights(resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
+        step = Resize(*resize)
         return _own(step, sizes, rank)[1].to(device, torch.float64 if step.double else torch.float32)
 
 
 @planned
-def _matrix(step: Resize, sizes: Sizes, rank: int, device: torch.device) -> Tensor:
+def _matrix(resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device) -> Tensor:
     """Returns the weights as a matrix (own outputs, fetched rows)."""
     with torch.inference_mode(False):
+        step = Resize(*resize)
         index, weight = _own(step, sizes, rank)
         matrix = weight.new_zeros(len(index), int(index.max()) + 1).scatter_add_(1, index, weight)
         return matrix.to(device, torch.float64 if step.double else torch.float32)
 
 
 @planned
-def _bands(step: Resize, sizes: Sizes, rank: int) -> tuple[tuple[int, int, int, int], ...]:
+def _bands(resize: tuple[Any, ...], sizes: Sizes, rank: int) -> tuple[tuple[int, int, int, int], ...]:
     """Returns blocks of outputs [first, stop) and the rows [low, high) that they read."""
-    index, _ = _own(step, sizes, rank)
+    index, _ = _own(Resize(*resize), sizes, rank)
     return tuple(
         (first, first + len(block), int(block.min()), int(block.max()) + 1)
         for first, block in zip(range(0, len(index), _BAND), index.split(_BAND), strict=True)

@@ -25,6 +25,7 @@ from shardtensor._collectives import all_reduce, gather, shared, total
 from shardtensor._spec import ShardSpec, Sizes
 
 Slices = tuple[slice, ...]
+_LEAST = 1e-30  # eps where it is 0: values that are equal on this rank may differ from those of others
 _PIECE = 65536  # longest row of float32 squares that is added up in one go
 
 
@@ -59,29 +60,31 @@ def _sum_of_squares(x: Tensor, dims: Sizes) -> Tensor:
     return tail.sum(rest, keepdim=True) if rest else tail
 
 
-def _local_moments(x: Tensor, dims: Sizes) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean and variance over `dims`, kept as extent 1, and a new tensor x - mean."""
+def _local_moments(x: Tensor, dims: Sizes) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance over `dims`, kept as extent 1."""
     count = math.prod([x.shape[d] for d in dims])
     if count == 0:
         nothing = x.sum(dims, keepdim=True)
-        return nothing, nothing, x.clone()
+        return nothing, nothing
     mean = x.mean(dims, keepdim=True)
-    centred = x - mean
-    return mean, _sum_of_squares(centred, dims) / count, centred
+    return mean, _sum_of_squares(x - mean, dims) / count
 
 
 def _merge(mean: Tensor, var: Tensor, spec: ShardSpec, across: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Merges the moments of the ranks of the mesh dimensions `across`: one collective for each."""
     for m in across:
         sizes: Sizes = spec.sizes[m] or ()
-        if len(sizes) == 1:
+        ranks = len(sizes)
+        if ranks == 1:
             continue
-        table = everyone(torch.stack([mean, var]), spec, [m])
+        each = [2 * mean.numel()] * ranks
+        sent = torch.cat([mean.reshape(-1), var.reshape(-1)]).repeat(ranks)
+        table = wire.exchange(sent, each, each, spec.groups[m]).view(ranks, 2, *mean.shape)
         shares = torch.tensor(sizes, dtype=mean.dtype, device=mean.device) / max(sum(sizes), 1)
         shares = shares.view(-1, *[1] * mean.ndim)
-        means = table[:, 0]
+        means, spreads = table.unbind(1)
         mean = (shares * means).sum(0)
-        var = (shares * (table[:, 1] + (means - mean).square())).sum(0)
+        var = (shares * (spreads + (means - mean).square())).sum(0)
     return mean, var
 
 
@@ -110,7 +113,7 @@ class _Moments(Function):
     ) -> tuple[Tensor, Tensor]:
         wire.remember(ctx)
         ctx.plan = (spec, across, count)
-        mean, var, _ = _local_moments(x.to(wide(x.dtype)), dims)
+        mean, var = _local_moments(x.to(wide(x.dtype)), dims)
         mean, var = _merge(mean, var, spec, across)
         ctx.save_for_backward(x, mean)
         return mean, var
@@ -149,6 +152,11 @@ class Scheme:
     here: Slices
     shape: tuple[int, ...]
 
+    @property
+    def along(self) -> bool:
+        """Whether weight and bias extend along the length."""
+        return self.shape[-1] != 1
+
     def part(self, param: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """Returns this rank's part of a weight, ready to broadcast."""
         return None if param is None else param[self.here].reshape(self.shape).to(dtype)
@@ -157,7 +165,7 @@ class Scheme:
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, scheme: Scheme
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (x - mean) / sqrt(var + eps) * weight + bias, the mean and the variance.
+    """Returns (x - mean) / sqrt(var + eps) * weight + bias, the mean, and var + eps.
 
     One collective for the moments; in the backward pass one for the sums of the gradient, in which the
     gradients of weight and bias travel as well. (On a mesh of two dimensions one for each that is split.)
@@ -168,8 +176,8 @@ def normalise(
         bias: the same.
         scheme: what to normalise over.
     """
-    out, mean, var = _Normalise.apply(x, weight, bias, scheme)
-    return out, mean, var
+    out, mean, power = _Normalise.apply(x, weight, bias, scheme)
+    return out, mean, power
 
 
 class _Normalise(Function):
@@ -182,29 +190,25 @@ class _Normalise(Function):
         values = x.to(wide(x.dtype))
         w, b = (scheme.part(param, values.dtype) for param in (weight, bias))
         if scheme.centred:
-            own, var, out = _local_moments(values, scheme.dims)
-            mean, var = _merge(own, var, scheme.spec, scheme.across)
+            out, own, own_rstd = _standardised(values, scheme.eps or _LEAST)
+            moments = _over_samples(own, own_rstd.pow(-2), scheme.dims)
+            mean, power = _merge(*moments, scheme.spec, scheme.across)
+            now = ((mean - own) * own_rstd, power * own_rstd.square())  # moments of the standardised values
+            out = _scaled(out, *now, *((None, None) if scheme.along else (w, b)), out)
         else:
-            var = _sum_of_squares(values, scheme.dims) / max(scheme.count, 1)
-            var = total(var, scheme.spec, scheme.across)
-            own = mean = torch.zeros_like(var)
-            out = values.clone()
-        rstd = (var + scheme.eps).rsqrt()
-        if scheme.shape[-1] != 1:  # a weight along the length: do not make it as large as x
-            out.mul_(rstd).add_((own - mean) * rstd)
+            squares = total(_sum_of_squares(values, scheme.dims), scheme.spec, scheme.across)
+            power = squares / max(scheme.count, 1) + scheme.eps
+            mean, out = torch.zeros_like(power), values * power.rsqrt()
+        if scheme.along:  # a factor w / sqrt(power) would be as large as x
             out = out if w is None else out.mul_(w)
             out = out if b is None else out.add_(b)
-        else:
-            scale = rstd if w is None else rstd * w
-            shift = (own - mean) * scale
-            out.mul_(scale).add_(shift if b is None else shift + b)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.mark_non_differentiable(mean, var)
-        return out.to(x.dtype), mean, var
+        ctx.save_for_backward(x, weight, bias, mean, power.rsqrt())
+        ctx.mark_non_differentiable(mean, power)
+        return out.to(x.dtype), mean, power
 
     @staticmethod
     def backward(
-        ctx: Any, grad: Tensor, _mean: Tensor, _var: Tensor
+        ctx: Any, grad: Tensor, _mean: Tensor, _power: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         wire.recall(ctx)
         x, weight, bias, mean, rstd = ctx.saved_tensors
@@ -213,18 +217,89 @@ class _Normalise(Function):
         return *_gradients(x, weight, bias, grad, mean, rstd, ctx.scheme), None
 
 
-def _row_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns sum(g) and sum(g (x - mean) rstd) over the last dimension, in one pass over g and x."""
-    rows, length = math.prod(x.shape[:-1]), x.shape[-1]
-    if rows == 0 or length == 0:
-        return grad.sum(-1, keepdim=True), grad.sum(-1, keepdim=True)
+def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (x - mean) rstd, mean and rstd = 1 / sqrt(var + eps) of every sample and group of this rank."""
+    batch, groups, _, length = x.shape
+    rows = math.prod(x.shape[:3])
+    each = (batch, groups, 1, 1)
+    if x.numel() == 0:
+        return x.clone(), x.new_zeros(each), x.new_full(each, math.inf)
+    flat = x.reshape(1, rows, length).contiguous()
+    out, mean, rstd = torch.native_group_norm(flat, None, None, 1, rows, length, batch * groups, eps)
+    return out.view(x.shape), mean.view(each), rstd.view(each)
+
+
+def _over_samples(mean: Tensor, power: Tensor, dims: Sizes) -> tuple[Tensor, Tensor]:
+    """Merges the moments of the samples of this rank where `dims` says that they share them."""
+    if 0 not in dims:
+        return mean, power
+    samples = max(mean.shape[0], 1)
+    merged = mean.sum(0, keepdim=True) / samples
+    return merged, (power + (mean - merged).square()).sum(0, keepdim=True) / samples
+
+
+def _scaled(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Returns (x - mean) / sqrt(var) * weight + bias in one pass, that of batch_norm in evaluation.
+
+    Args:
+        x: (batch, groups, channels, length).
+        mean: broadcasts to (batch, groups, channels, 1), as the others.
+        var: positive.
+        weight: by default 1.
+        bias: by default 0.
+        out: takes the result; may be x.
+    """
+    if x.numel() == 0:
+        return x
+    lead, rows = x.shape[:3], math.prod(x.shape[:3])
+    params = [
+        None if p is None else p.expand(*lead, 1).contiguous().view(rows) for p in (weight, bias, mean, var)
+    ]
+    flat = x.reshape(1, rows, x.shape[3])
+    if out is None or torch.compiler.is_compiling():
+        return torch.native_batch_norm(flat, *params, False, 0.0, 0.0)[0].view(x.shape)
+    unused = (x.new_empty(0), x.new_empty(0))
+    torch.native_batch_norm(flat, *params, False, 0.0, 0.0, out=(out.view(flat.shape), *unused))
+    return out
+
+
+def _row_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Returns sum(g) and sum(g (x - mean) rstd) over the last dimension, (2, batch, groups, channels, 1).
+
+    One pass over g and x.
+    """
+    batch, groups, _, length = x.shape
+    rows = math.prod(x.shape[:3])
+    if x.numel() == 0:
+        return x.new_zeros((2, *x.shape[:3], 1))
     flat = (1, rows, length)  # of three dimensions, which have but one memory format
-    grad, x, shape = grad.reshape(flat).contiguous(), x.reshape(flat).contiguous(), x.shape[:-1]
-    mean, rstd = (part.expand(*shape, 1).contiguous().view(1, rows) for part in (mean, rstd))
+    grad, x, lead = grad.reshape(flat).contiguous(), x.reshape(flat).contiguous(), x.shape[:3]
+    mean, rstd = (part.expand(batch, groups, 1, 1).contiguous().view(1, -1) for part in (mean, rstd))
     _, second, first = torch.ops.aten.native_group_norm_backward(
-        grad, x, mean, rstd, mean.new_ones(rows), 1, rows, length, rows, [False, True, True]
+        grad, x, mean, rstd, x.new_ones(rows), 1, rows, length, batch * groups, [False, True, True]
     )
-    return first.view(*shape, 1), second.view(*shape, 1)
+    return torch.stack([first, second]).view(2, *lead, 1)
+
+
+def _column_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns sum(g) and sum(g (x - mean) rstd) over the first dimension of (rows, 1, 1, length), in one pass."""
+    rows, length = x.shape[0], x.shape[3]
+    shape = (1, 1, 1, length)
+    if x.numel() == 0:
+        return x.new_zeros(shape), x.new_zeros(shape)
+    one = x.new_ones(length)
+    grad, x, mean, rstd = (part.reshape(rows, -1) for part in (grad, x, mean, rstd))
+    _, second, first = torch.ops.aten.native_layer_norm_backward(
+        grad.contiguous(), x.contiguous(), [length], mean, rstd, one, one, [False, True, True]
+    )
+    return first.view(shape), second.view(shape)
 
 
 def _gradients(
@@ -240,54 +315,56 @@ def _gradients(
     values, g = x.to(kind), grad.to(kind)
     w = scheme.part(weight, kind)
     scale = rstd
-    if scheme.shape[-1] == 1:
-        first, second = _row_sums(g, values, mean, rstd)
-        of_weight, of_bias = second, first
-        if w is not None:
-            first, second, scale = w * first, w * second, rstd * w
-    else:
-        of_weight, of_bias = ((values - mean) * rstd).mul_(g), g
+    if scheme.along:
+        of_bias, of_weight = _column_sums(g, values, mean, rstd)
         g = g if w is None else g * w
-        first, second = _row_sums(g, values, mean, rstd)
-    first, second = (part.sum(scheme.dims, keepdim=True) for part in (first, second))
+        sums = _row_sums(g, values, mean, rstd)
+    else:
+        sums = _row_sums(g, values, mean, rstd)
+        of_bias, of_weight = sums.unbind()
+        if w is not None:
+            sums, scale = sums * w, rstd * w
     params = [
         _whole(part, param, scheme)
         for part, param in ((of_weight, weight), (of_bias, bias))
         if param is not None
     ]
-    first, second, *params = _sums([first, second], params, scheme)
-    slope = second * rstd.square() / -scheme.count
-    out = (values * slope).addcmul_(g, scale)
-    if scheme.centred:
-        out.sub_(first * rstd / scheme.count + slope * mean)
+    sums, *params = _sums(sums.sum([d + 1 for d in scheme.dims], keepdim=True), params, scheme)
+    first, second = (sums * (rstd / -max(scheme.count, 1))).unbind()
+    slope = second * rstd
+    out = _scaled(values, mean, torch.ones_like(mean), slope, first) if scheme.centred else values * slope
+    out.addcmul_(g, scale)
     found = iter(params)
-    to_weight = None if weight is None else next(found).to(weight.dtype)
-    to_bias = None if bias is None else next(found).to(bias.dtype)
+    to_weight, to_bias = (
+        None if param is None else next(found).view(param.shape).to(param.dtype) for param in (weight, bias)
+    )
     return out.to(x.dtype), to_weight, to_bias
 
 
 def _whole(part: Tensor, param: Tensor, scheme: Scheme) -> Tensor:
-    """Sums the gradient to the shape of this rank's part of a weight, in zeros of the shape of the whole."""
+    """Sums the gradient to this rank's part of a weight; as many values as the whole has, 0 elsewhere."""
+    mine = part.sum_to_size(scheme.shape)
+    if mine.numel() == param.numel():
+        return mine
     out = part.new_zeros(param.shape)
     here = out[scheme.here]
-    here.copy_(part.sum_to_size(scheme.shape).reshape(here.shape))
+    here.copy_(mine.reshape(here.shape))
     return out
 
 
-def _sums(sums: list[Tensor], params: list[Tensor], scheme: Scheme) -> list[Tensor]:
+def _sums(sums: Tensor, params: list[Tensor], scheme: Scheme) -> list[Tensor]:
     """All-reduces the sums over `across`, and in the same exchange the gradients of weights."""
     spec = scheme.spec
     across: list[Any] = []
     others: list[Any] = []
     for m in spec.split:
-        if spec.mesh.size(m) > 1:
+        if spec.ranks[m] > 1:
             (across if m in scheme.across else others).append(spec.groups[m])
-    parts = [*sums, *params]
+    parts = [sums, *params]
     flat = torch.cat([part.reshape(-1) for part in parts])
     flat = all_reduce(flat, across) if across else flat
     if others and params:
-        first = sum(part.numel() for part in sums)
-        flat = torch.cat([flat[:first], all_reduce(flat[first:], others)])
+        flat = torch.cat([flat[: sums.numel()], all_reduce(flat[sums.numel() :], others)])
     pieces = flat.split([part.numel() for part in parts])
     return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
 

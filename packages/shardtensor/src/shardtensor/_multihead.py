@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._tensor import ShardTensor, replaced, unsupported
+from shardtensor._collectives import gather
+from shardtensor._tensor import ShardTensor, place, replaced, unsupported
 
 _NAME = "multi_head_attention_forward"
 _ARGUMENTS = (
@@ -113,10 +114,10 @@ def _scores(mask: Any, dtype: torch.dtype) -> Any:
 
 def _weighed(q: Any, k: Any, v: Any, mask: Any, p: float) -> tuple[Any, Any]:
     k, v = (_whole(x, q) for x in (k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
     weights = (scores if mask is None else scores + mask).softmax(-1)
     weights = F.dropout(weights, p) if p else weights
-    return weights @ v, weights
+    return torch.matmul(weights, v), weights
 
 
 def _whole(x: Any, q: Any) -> Any:
@@ -126,4 +127,5 @@ def _whole(x: Any, q: Any) -> Any:
     m = x.spec.dims.index(2)
     if q.spec.dims[m] is None:
         return x
-    return x.redistribute(replaced(x.placements, m, torch.distributed.tensor.Replicate()))
+    local = gather(x.local, 2, x.spec, m, x.spec.sizes[m] or ())
+    return place(local, x.spec, replaced(x.spec.dims, m, None), replaced(x.spec.sizes, m, None))

@@ -166,7 +166,11 @@ def batch_norm(
 def _over_positions(
     x: ShardTensor, named: Mapping[str, Any], each: int, dims: tuple[int, ...], across: Sizes, eps: float
 ) -> tuple[ShardTensor, Tensor, Tensor]:
-    """Normalises (batch, channels, ...) over `dims` of (batch, groups, each, positions)."""
+    """Normalises (batch, channels, ...) over `dims` of (batch, groups, each, positions).
+
+    Returns:
+        The result, the mean and the variance.
+    """
     batch, channels = x.local.shape[:2]
     positions = math.prod(x.local.shape[2:])
     groups = channels // each
@@ -175,8 +179,8 @@ def _over_positions(
     here = x.local_slices()[1:2]
     scheme = Scheme(x.spec, dims, across, count, eps, True, here, (1, groups, each, 1))
     local = x.local.reshape(batch, groups, each, positions)
-    out, mean, var = normalise(local, named["weight"], named["bias"], scheme)
-    return ShardTensor(out.view(x.local.shape), x.spec), mean, var
+    out, mean, power = normalise(local, named["weight"], named["bias"], scheme)
+    return ShardTensor(out.view(x.local.shape), x.spec), mean, power - eps
 
 
 def _track(x: ShardTensor, running: Tensor | None, now: Tensor, momentum: float) -> None:

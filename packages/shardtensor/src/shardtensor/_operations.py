@@ -25,8 +25,10 @@ _NOTES: dict[str, str] = {
     **dict.fromkeys(("view_as_real", "view_as_complex"), "refuses over a sharded last dimension"),
     **dict.fromkeys(("diagonal", "linalg.diagonal"), "refuses where both of its dimensions are sharded"),
     **dict.fromkeys(
-        ("linalg.solve", "linalg.solve_triangular"), "refuses sharded matrices; the right sides may be sharded"
+        ("linalg.solve", "linalg.solve_triangular"),
+        "refuses sharded matrices; the right sides may be sharded",
     ),
+    "glu": "refuses over the dimension that it halves",
     "cdist": "refuses over sharded coordinates",
     "group_norm": "refuses where a group of channels is spread over ranks",
     "kron": "refuses: blocks of the result would lie on several ranks",

@@ -20,7 +20,7 @@ def planned(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cached(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
 
     constant: Callable[P, T] = torch.compiler.assume_constant_result(call)
     return constant

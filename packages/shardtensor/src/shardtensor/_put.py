@@ -207,16 +207,21 @@ def _dimension(label: Label) -> int:
     return int(label[1])
 
 
-def index_put(
-    func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor:
-    named = dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)) | dict(kwargs)
-    x, indices = named["input"], named["indices"]
-    inside = func.__name__.endswith("_")
-    picks = {d: index for d, index in enumerate(indices) if index is not None}
-    if not isinstance(x, ShardTensor) or any(index.dtype == torch.bool for index in picks.values()):
-        raise unsupported(func.__name__, args, kwargs, "needs a sharded tensor and integer indices")
-    return put(func.__name__, x, picks, named["values"], bool(named.get("accumulate", False)), inside)
+def index_put(op: str) -> Handler:
+    """Returns the handler of index_put or index_put_."""
+    inside = op == "index_put_"
+
+    def handler(
+        _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> ShardTensor:
+        named = dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)) | dict(kwargs)
+        x, indices = named["input"], named["indices"]
+        picks = {d: index for d, index in enumerate(indices) if index is not None}
+        if not isinstance(x, ShardTensor) or any([index.dtype == torch.bool for index in picks.values()]):
+            raise unsupported(op, args, kwargs, "needs a sharded tensor and integer indices")
+        return put(op, x, picks, named["values"], bool(named.get("accumulate", False)), inside)
+
+    return handler
 
 
 def in_place(write: Handler) -> Handler:

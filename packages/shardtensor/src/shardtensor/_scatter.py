@@ -16,12 +16,15 @@ from shardtensor._tensor import ShardTensor
 
 def scatter_tensor(
     tensor: Tensor | None,
-    source: int,
+    global_src: int,
     mesh: DeviceMesh,
     placements: Sequence[Placement],
+    global_shape: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    requires_grad: bool = False,
     *,
     sizes: SizesArgument = None,
-    requires_grad: bool = False,
+    sharding_sizes: SizesArgument = None,
 ) -> ShardTensor:
     """Distributes a tensor that one rank holds.
 
@@ -29,15 +32,20 @@ def scatter_tensor(
 
     Args:
         tensor: the global tensor on the source; ignored, and may be None, on the other ranks.
-        source: global rank that holds it; must be in the mesh.
+        global_src: global rank that holds it; must be in the mesh.
         mesh: the device mesh.
         placements: `Shard` or `Replicate` for each mesh dimension.
-        sizes: rows per rank as in `ShardTensor.from_local`; by default torch.chunk's.
+        global_shape: shape of the tensor; given with `dtype` on every rank, it need not be announced.
+        dtype: of the tensor.
         requires_grad: whether the result asks for its gradient.
+        sizes: rows per rank as in `ShardTensor.from_local`; by default torch.chunk's.
+        sharding_sizes: the same, by PhysicsNeMo's name.
 
     Raises:
-        ValueError: the source is not in the mesh, has no tensor, or a placement is Partial.
+        ValueError: the source is not in the mesh, has no tensor or another one than announced, or a placement
+            is Partial.
     """
+    source, rows = global_src, sharding_sizes if sizes is None else sizes
     ranks = [int(rank) for rank in mesh.mesh.flatten().tolist()]
     if source not in ranks or any(isinstance(placement, Partial) for placement in placements):
         raise ValueError(
@@ -46,12 +54,20 @@ def scatter_tensor(
     here = dist.get_rank()
     if here == source and tensor is None:
         raise ValueError("tensor is None on the source rank")
-    shape, dtype = _announce(tensor, source, ranks)
-    spec = ShardSpec.create(mesh, placements, shape, sizes)
+    if global_shape is None or dtype is None:
+        shape, kind = _announce(tensor, source, ranks)
+    else:
+        shape, kind = torch.Size(global_shape), dtype
+        if here == source and tensor is not None and (tensor.shape, tensor.dtype) != (shape, kind):
+            raise ValueError(
+                f"tensor is {tuple(tensor.shape)} {tensor.dtype}, but global_shape and dtype say "
+                f"{tuple(shape)} {kind}"
+            )
+    spec = ShardSpec.create(mesh, placements, shape, rows)
     if here == source and tensor is not None:
         local = _send_blocks(tensor.detach(), spec, ranks)
     else:
-        local = torch.empty(spec.local_shape, dtype=dtype, device=mesh.device_type)
+        local = torch.empty(spec.local_shape, dtype=kind, device=mesh.device_type)
         if local.numel():
             dist.recv(local, source)
     return ShardTensor(local.requires_grad_(requires_grad), spec)

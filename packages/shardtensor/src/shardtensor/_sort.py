@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardtensor._collectives import gather
+from shardtensor._collectives import gather, own_rows
 from shardtensor._errors import GatherWarning
 from shardtensor._moments import everyone
 from shardtensor._pointwise import pointwise
 from shardtensor._reduce import amax, amin, dimensions, reduction, result, settle, splitting
 from shardtensor._spec import Sizes, offsets
-from shardtensor._tensor import Handler, ShardTensor, elsewhere, place, present_sizes, replaced
+from shardtensor._tensor import Handler, ShardTensor, elsewhere, place, replaced
 
 
 def _packed(dtype: torch.dtype) -> torch.dtype:
@@ -171,7 +171,10 @@ def _gathered(op: str, x: ShardTensor, dims: Sequence[int]) -> ShardTensor:
 
 def _back(out: Tensor, x: ShardTensor, y: ShardTensor) -> ShardTensor:
     """Returns a local result of the shape of y, the gathered x, in the layout of x."""
-    return ShardTensor(out, y.spec).redistribute(x.placements, sizes=present_sizes(x.spec))
+    for m, (dim, sizes) in enumerate(zip(x.spec.dims, x.spec.sizes, strict=True)):
+        if dim is not None and y.spec.dims[m] is None:
+            out = own_rows(out, dim, y.spec, m, sizes or ())
+    return ShardTensor(out, x.spec)
 
 
 def sort(x: ShardTensor, *args: Any, **kwargs: Any) -> Any:

@@ -239,7 +239,8 @@ _MOST_SPECS = 8192
 
 def derive(spec: ShardSpec, dims: Dims, shape: Sequence[int], sizes: tuple[Sizes | None, ...]) -> ShardSpec:
     """Returns the spec on the mesh of `spec` with these sharded dimensions."""
-    return _derive(spec.mesh_name, dims, tuple(shape), sizes)
+    found: ShardSpec = _derive(spec.mesh_name, dims, tuple(shape), sizes)
+    return found
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

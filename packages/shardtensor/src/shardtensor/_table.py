@@ -236,8 +236,8 @@ INDEX: dict[str, Handler] = {
     **{f"{name}_": _put.in_place(handler) for name, handler in _SCATTER.items()},
     "__getitem__": _brackets.getitem,
     "__setitem__": _brackets.setitem,
-    "index_put": _put.index_put,
-    "index_put_": _put.index_put,
+    "index_put": _put.index_put("index_put"),
+    "index_put_": _put.index_put("index_put_"),
     "index_select": _take.index_select,
     "take": _take.take_flat,
     "gather": _take.gather_along,
@@ -358,14 +358,18 @@ def _register(
             _install(name)
 
 
+# Dynamo finds the handler of a function that it reads here, but not always of one that a closure holds.
+_METHODS: dict[str, Callable[..., Any]] = {}
+
+
 def _install(name: str) -> None:
     """Gives ShardTensor the Tensor method of that name."""
     if name in ShardTensor.__dict__ and name not in ("__eq__", "__ne__"):
         return
-    # Dynamo finds the handler of a function that is read from a module, not always of one in a closure.
+    _METHODS[name] = getattr(torch.Tensor, name)
 
     def method(self: ShardTensor, *args: Any, **kwargs: Any) -> Any:
-        return dispatch(getattr(torch.Tensor, name), (ShardTensor,), (self, *args), kwargs)
+        return dispatch(_METHODS[name], (ShardTensor,), (self, *args), kwargs)
 
     method.__name__ = name
     method.__doc__ = f"As torch.Tensor.{name}, on the global tensor."
@@ -398,7 +402,6 @@ def install() -> None:
     ShardTensor.handlers[torch.autograd.grad] = _gradient
     for name in ("real", "imag"):
         setattr(ShardTensor, name, property(getattr(torch, name)))
-    ShardTensor.is_nested = False  # type: ignore[attr-defined]
     ShardTensor.T = property(lambda x: x.permute(*reversed(range(x.ndim))))  # type: ignore[attr-defined]
     ShardTensor.H = property(_views.adjoint)  # type: ignore[attr-defined]
     ShardTensor.mH = property(_views.adjoint)  # type: ignore[attr-defined]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 from torch.utils._pytree import GetAttrKey, register_pytree_node, tree_map
 
+from shardtensor._claims import compare_ranks, extents_by_mesh_dim, global_shape_of
 from shardtensor._collectives import shared
 from shardtensor._errors import GatherWarning, UnsupportedShardedOp
 from shardtensor._modes import TensorPromotionMode, modes
@@ -24,12 +24,11 @@ from shardtensor._spec import (
     Sizes,
     SizesArgument,
     derive,
-    group_of,
     offsets,
     sizes_by_mesh_dim,
     spec_named,
 )
-from shardtensor._wire import all_gather, current
+from shardtensor._wire import current
 
 Handler: TypeAlias = Callable[[Callable[..., Any], Sequence[type], tuple[Any, ...], Mapping[str, Any]], Any]
 
@@ -141,12 +140,12 @@ class ShardTensor(_Surface):
             wanted = "chunk" if global_shape is not None else "infer"
         if isinstance(wanted, str) and wanted not in ("infer", "chunk"):
             raise ValueError(f'sizes must be extents per rank, "infer" or "chunk", got {wanted!r}')
-        given = None if isinstance(wanted, str) else _extents(placements, wanted)
+        given = None if isinstance(wanted, str) else extents_by_mesh_dim(placements, wanted)
         known = given
         if check or wanted == "infer":
-            seen = _compare(local, device_mesh, placements, given, global_shape)
+            seen = compare_ranks(local, device_mesh, placements, given, global_shape)
             known = seen if wanted == "infer" else given
-        shape = global_shape or _global_shape(local, placements, known or {})
+        shape = global_shape or global_shape_of(local, placements, known or {})
         spec = ShardSpec.create(device_mesh, placements, shape, known)
         if local.shape != spec.local_shape:
             raise ValueError(
@@ -427,8 +426,8 @@ def dispatch(
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             raise RuntimeError(
-                "a program with sharded tensors belongs to its process groups and can not be exported: export "
-                "the module on plain tensors"
+                "a program with sharded tensors belongs to its process groups and can not be exported: "
+                "export the module on plain tensors"
             )
         args, kwargs = _constant(args), {name: _constant(value) for name, value in kwargs.items()}
     else:
@@ -553,7 +552,7 @@ def _flatten(x: ShardTensor) -> tuple[list[Tensor], ShardSpec]:
     return [x.local], x.spec
 
 
-def _flatten_with_keys(x: ShardTensor) -> tuple[list[tuple[GetAttrKey, Tensor]], ShardSpec]:
+def _flatten_with_keys(x: ShardTensor) -> tuple[list[tuple[Any, Any]], Any]:
     return [(GetAttrKey("local"), x.local)], x.spec
 
 
@@ -598,71 +597,6 @@ def _pending(placements: Sequence[Placement], grad_placements: Sequence[Placemen
                 f"grad_placements[{m}] must be {here} (or Partial() for a Replicate()), got {grad}"
             )
     return pending
-
-
-def _extents(placements: Sequence[Placement], sizes: Any) -> dict[int, Sizes]:
-    """Returns sizes given in any form as {mesh dimension: rows per rank}."""
-    if not isinstance(sizes, Mapping):
-        return sizes_by_mesh_dim(placements, sizes)
-    rows: dict[int, Sizes] = {}
-    for m, per_rank in sizes.items():
-        dim = getattr(placements[m], "dim", None)
-        if dim is not None:
-            rows[m] = tuple(n if isinstance(n, int) else int(n[dim]) for n in per_rank)
-    return rows
-
-
-def _compare(
-    local: Tensor,
-    mesh: DeviceMesh,
-    placements: Sequence[Placement],
-    sizes: dict[int, Sizes] | None,
-    shape: Sequence[int] | None,
-) -> dict[int, Sizes]:
-    """Asks the ranks along every mesh dimension for their layout; returns the rows that they hold.
-
-    Raises:
-        ValueError: the ranks disagree; every rank raises it.
-    """
-    found: dict[int, Sizes] = {}
-    for m, placement in enumerate(placements):
-        dim = placement.dim % max(local.ndim, 1) if isinstance(placement, Shard) else None
-        group = group_of(mesh, m)
-        if group.size() == 1:
-            if dim is not None:
-                found[m] = (local.shape[dim],)
-            continue
-        same = [n for d, n in enumerate(local.shape) if d != dim]
-        claims = (str(local.dtype), tuple(placements), tuple(same), sizes, shape and tuple(shape))
-        digest = int.from_bytes(sha256(repr(claims).encode()).digest()[:7], "big")
-        mine = torch.tensor([digest, 0 if dim is None else local.shape[dim]], device=local.device)
-        table = mine.new_empty((group.size(), 2))
-        all_gather(table, mine, group)
-        rows = table.tolist()
-        if any(row[0] != rows[0][0] for row in rows):
-            raise ValueError(
-                f"from_local: the ranks along mesh dimension {m} disagree on dtype, placements, sizes, or "
-                f"the other extents; this rank (coordinate {group.rank()}) has {local.dtype} "
-                f"{tuple(local.shape)}, placements {tuple(placements)}, sizes {sizes}, global shape {shape}"
-            )
-        if dim is not None:
-            found[m] = tuple(row[1] for row in rows)
-            if sizes is not None and m in sizes and sizes[m] != found[m]:
-                raise ValueError(
-                    f"from_local: the ranks along mesh dimension {m} hold {found[m]} rows of tensor "
-                    f"dimension {dim}, but sizes say {sizes[m]}"
-                )
-    return found
-
-
-def _global_shape(local: Tensor, placements: Sequence[Placement], sizes: Mapping[int, Sizes]) -> list[int]:
-    shape = list(local.shape)
-    for m, placement in enumerate(placements):
-        if isinstance(placement, Shard):
-            if m not in sizes:
-                raise ValueError(f"sizes miss the sharded mesh dimension {m}")
-            shape[placement.dim] = sum(sizes[m])
-    return shape
 
 
 T = TypeVar("T")
