@@ -264,67 +264,91 @@ class Shape(NamedTuple):
     Attributes:
         grid: rows and columns of tokens.
         width: of a token.
+        heads: of attention.
         depth: blocks.
         weights: parameters.
+        shared: those used on tokens, whose gradients ranks add; every rank computes the conditions whole.
         local: whether attention has a window of 3 x 3 tokens, or sees all.
         size: bytes of an activation.
     """
 
     grid: tuple[int, int]
     width: int
+    heads: int
     depth: int
     weights: int
+    shared: int
     local: bool
     size: int
 
 
-class Messages(NamedTuple):
-    """Of one rank: number of collectives and bytes sent, of activations and of gradients of weights."""
+def shape_of(network: nn.Module, size: int) -> Shape:
+    config: Any = network.config
+    local = isinstance(network, LocalProjector)
+    grid = tuple(-(-extent // part) for extent, part in zip(config.grid, config.patch, strict=True))
+    weights = {name: weight.numel() for name, weight in network.named_parameters()}
+    shared = sum(n for name, n in weights.items() if "modulation" not in name and not name.startswith("time"))
+    return Shape(grid, config.width, config.heads, config.depth, sum(weights.values()), shared, local, size)
 
-    count: int
+
+class Messages(NamedTuple):
+    """Of one rank: messages in a row and bytes sent, of activations and of gradients of weights."""
+
+    hops: float
     sent: float
     reduces: int
     reduced: float
 
 
-def communication(shape: Shape, parts: tuple[int, int], *, training: bool) -> Messages:
-    """What a rank inside the domain sends; the parts are those of rows and columns of tokens.
+def communication(shape: Shape, parts: tuple[int, int], *, training: bool, mean: bool = False) -> Messages:
+    """What a rank sends in a step: one inside the domain, or the mean of all.
 
-    Local attention: one row (column) of keys and values to each neighbour, for every divided dimension.
-    Global: the keys and values of every rank to every other, by one exchange; the backward returns their
-    gradients.
+    Local attention: one row (column) of keys and values to each neighbour, and their gradients. Global: by
+    ring or by all_to_all from tokens to heads, whichever shardtensor takes by itself. An all_to_all of P
+    ranks counts as log2 P messages.
     """
     ranks = math.prod(parts)
     if ranks == 1:
         return Messages(0, 0.0, 0, 0.0)
-    rows, columns = (-(-extent // part) for extent, part in zip(shape.grid, parts, strict=True))
     if shape.local:
-        edges = [n for n, part in ((columns, parts[0]), (rows, parts[1])) if part > 1]
-        count, tokens = 2 * len(edges), 2 * 2 * sum(edges)  # k and v apart, to two sides
+        rows, columns = (-(-extent // part) for extent, part in zip(shape.grid, parts, strict=True))
+        cut = [(n, part) for n, part in ((columns, parts[0]), (rows, parts[1])) if part > 1]
+        tokens = 2 * sum(n * (2 * (part - 1) / part if mean else min(2, part - 1)) for n, part in cut)
+        passes = 2 if training else 1
+        hops, tokens = passes * 2 * len(cut) * 1.0, passes * tokens
     else:
-        count, tokens = 1, 2 * math.prod(shape.grid) * (ranks - 1) / ranks
-    passes = shape.depth * (2 if training else 1)
-    gradients = 4 * shape.weights
+        hops, tokens = _global(shape, ranks, training)
+    gradients = 4 * shape.shared
     reduces = -(-gradients // BUCKET) if training else 0
     reduced = 2 * gradients * (ranks - 1) / ranks if training else 0.0
-    return Messages(count * passes, tokens * shape.width * shape.size * passes, reduces, reduced)
+    return Messages(hops * shape.depth, tokens * shape.width * shape.size * shape.depth, reduces, reduced)
+
+
+def _global(shape: Shape, ranks: int, training: bool) -> tuple[float, float]:
+    """Returns messages and tokens of one block; chosen as `shardtensor.attention("auto")` does."""
+    moved = math.prod(shape.grid) * (ranks - 1) / ranks
+    ring, swap = (ranks - 1, 2 * moved), (4, 4 * moved / ranks)
+
+    def seconds(way: tuple[int, float]) -> float:
+        return way[0] * 20e-6 + way[1] * shape.width * shape.size / 50e9
+
+    if shape.heads >= ranks and seconds(swap) < seconds(ring):
+        passes = 2 if training else 1
+        return passes * 4 * math.log2(ranks), passes * swap[1]
+    back = ranks + 1 if ranks > 2 else 2
+    return ring[0] + (back if training else 0), ring[1] * (3 if training else 1)
 
 
 def check_formulas(found: list[Point]) -> None:
     rows = []
     for name in ("latent transformer", "local projector"):
         make, strong, _ = NETWORKS[name]
-        network = make(strong).network
-        config: Any = network.config
-        grid = tuple(extent // part for extent, part in zip(config.grid, config.patch, strict=True))
-        weights = sum(w.numel() for w in network.parameters())
-        shape = Shape(grid, config.width, config.depth, weights, name == "local projector", 4)
+        shape = shape_of(make(strong).network, 4)
         for p in found:
             if (p.name, p.mode) == (name, "strong") and p.ranks > 1:
-                m = communication(shape, (p.ranks, 1), training=True)
+                m = communication(shape, (p.ranks, 1), training=True, mean=True)
                 rows.append((name, p.ranks, (m.sent + m.reduced) / 1e6, p.sent / 1e6))
-    print("formulas of the prediction against what the small networks sent, MB a rank")
-    print("(interior ranks by formula, the mean of all ranks measured; attention by the cheapest method)")
+    print("formulas of the prediction against what the small networks sent, MB, mean of the ranks")
     common.table(["network", "ranks", "formula", "measured"], rows)
 
 
@@ -336,7 +360,7 @@ class Cluster(NamedTuple):
         memory: bytes/s of HBM: 80 % of 3.35 TB/s.
         kernel: s for each kernel, in a compiled or captured graph.
         node: devices of a node.
-        latency: s of a collective, within a node and between nodes, times log2 of the ranks.
+        latency: s of a message, within a node and between nodes; an all_reduce has log2 P of them.
         link: bytes/s that a device sends, within a node (75 % of 450 GB/s) and between nodes (80 % of 50).
         reduce: bytes/s of an all_reduce, of which all 8 links of a node carry a part.
     """
@@ -374,10 +398,7 @@ def full_size(training: bool) -> dict[str, tuple[Shape, int, int]]:
                     out = network.predict(field, cond, t=torch.zeros(1))
                 if training:
                     out.mean().backward()
-            grid = tuple(-(-extent // part) for extent, part in zip(config.grid, config.patch, strict=True))
-            weights = sum(w.numel() for w in network.parameters())
-            shape = Shape(grid, config.width, config.depth, weights, local, 2)
-            found[name] = (shape, counter.flops, counter.kernels)
+            found[name] = (shape_of(network, 2), counter.flops, counter.kernels)
     return found
 
 
@@ -400,15 +421,15 @@ def predict(shape: Shape, flops: int, kernels: int, ranks: int, training: bool) 
     parts = parts_of(shape, ranks)
     tokens = math.prod(shape.grid)
     sends = communication(shape, parts, training=training)
-    latency = cluster.latency[between] * math.ceil(math.log2(ranks)) if ranks > 1 else 0.0
+    latency, stages = cluster.latency[between], math.log2(ranks)
     passes = 3 if training else 1
     return {
         "arithmetic": flops * largest(shape, parts) / tokens / cluster.rate,
         "reading weights": passes * 2 * shape.weights / cluster.memory,
         "kernels": kernels * cluster.kernel,
-        "activations: latency": sends.count * latency,
+        "activations: latency": sends.hops * latency,
         "activations: bytes": sends.sent / cluster.link[between],
-        "gradients of weights": sends.reduces * latency + sends.reduced / cluster.reduce[between],
+        "gradients of weights": sends.reduces * stages * latency + sends.reduced / cluster.reduce[between],
     }
 
 

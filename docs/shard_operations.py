@@ -22,7 +22,7 @@ HEAD = f"""\
 
 <!-- Made by docs/shard_operations.py: do not edit. -->
 
-What `shardtensor.operations()` lists: every torch function, method and functional that has a sharded form.
+What `shardtensor.operations()` lists: every torch function, method and functional that sharded tensors know.
 *Collectives* are those of one call on {RANKS} ranks, as the tests assert them, from the tested layout that
 needs fewest to that which needs most: 0 where the sharded dimension does not take part. The backward pass
 includes the sums of the gradients of plain tensors. *Layouts* is the least number of layouts on which an
@@ -62,7 +62,7 @@ def rows(operations: Iterable[st.Operation], known: dict[str, list[Any]]) -> Ite
         mine = known.get(operation.name.rpartition(".")[2], [])
         key = (counts(s.forward for s in mine), counts(s.backward for s in mine), operation.note)
         alike[key].append((operation.name, sum(map(layouts, mine))))
-    yield "| operations | forward | backward | layouts | |"
+    yield "| operations | forward | backward | layouts | note |"
     yield "|---|---|---|---|---|"
     for (forward, backward, note), found in sorted(alike.items(), key=lambda item: item[1]):
         names = " ".join(f"`{name}`" for name, _ in found)

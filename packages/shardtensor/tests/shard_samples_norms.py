@@ -12,6 +12,13 @@ def _far(x: Tensor) -> Tensor:
     return x + 3000
 
 
+def _flat_in_part(x: Tensor) -> Tensor:
+    """Makes the first rows constant, so that some ranks have no variance."""
+    x = x.clone()
+    x[:, :, :3] = 1.5
+    return x
+
+
 def _group(x: Tensor, *params: Tensor) -> Tensor:
     return F.group_norm(x, 3, *params)
 
@@ -71,6 +78,16 @@ SAMPLES = [
         forward=1,
         backward=1,
         rtol=1e-8,
+    ),
+    Sample(
+        op="group_norm",
+        run=lambda x, w, b: F.group_norm(x, 3, w, b, 0.0),
+        inputs=(SHAPE,),
+        dims=((2,),),
+        weights=WEIGHTS,
+        make=_flat_in_part,
+        forward=1,
+        backward=1,
     ),
     Sample(
         op="group_norm",

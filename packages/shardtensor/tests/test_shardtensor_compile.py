@@ -50,7 +50,7 @@ OPERATIONS = {
     "variance": in_one_graph(lambda x: [*torch.var_mean(x, 1), x.std(), x.logsumexp(1)], ROWS),
     "softmax": in_one_graph(lambda x: [x.softmax(1), x.log_softmax(2)], ROWS),
     "scans": in_one_graph(lambda x: [x.cumsum(1), x.diff(dim=1), x.cummax(1)[0]], ROWS),
-    "orders": in_one_graph(lambda x: [x.max(1)[0], x.topk(2, 1)[0], x.sort(1)[0], x.argmax(1)], ROWS),
+    "orders": in_one_graph(lambda x: [x.max(1)[0], x.topk(2, 1)[0], x.sort(2)[0], x.argmax(1)], ROWS),
     "views": in_one_graph(
         lambda x: [x.transpose(0, 1).flatten(1), (2 * x).unflatten(2, (3, -1)), x.squeeze(), x.T], ROWS
     ),

@@ -304,15 +304,15 @@ def gradients_in_buckets(mesh):
         part = shard(x, mesh, 2, rows)
         net.zero_grad()
         loss = (net(part) ** 2).mean()
-        with st.bucketed_gradients(), st.traffic() as seen:
+        with st.traffic() as seen, st.bucketed_gradients():
             loss.backward()
         compare_all([part.grad, *(p.grad for p in net.parameters())], want[1:])
         if mesh.size() > 1:
             # One for all weights, and one for their sum, which is no leaf.
-            assert sum(t.kind == "all_reduce" for t in seen.transfers) == 2
+            assert sum(t.kind == "all_reduce" for t in seen.transfers) == 2, seen
     first, second = (torch.nn.Parameter(random(3, seed=s)) for s in (1, 2))
     loss = (shard(random(5, 3), mesh, 0) * first + second).sum()
-    with st.bucketed_gradients(megabytes=1e-6), st.traffic() as seen:
+    with st.traffic() as seen, st.bucketed_gradients(megabytes=1e-6):
         loss.backward()
     assert sum(t.kind == "all_reduce" for t in seen.transfers) == (2 if mesh.size() > 1 else 0)
 

@@ -10,9 +10,11 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from shardtensor._collectives import own_rows, shared, tied, total
+from shardtensor._plans import planned
 from shardtensor._redistribute import rebalance
 from shardtensor._spec import ShardSpec, Sizes
 from shardtensor._tensor import ShardTensor, place, unsupported
@@ -87,6 +89,13 @@ def broadcast_axes(shapes: Sequence[Sequence[int]]) -> list[Labels]:
     """Returns labels that align trailing dimensions; label d is dimension d of the broadcast result."""
     ndim = max(len(shape) for shape in shapes)
     return [tuple(range(ndim - len(shape), ndim)) for shape in shapes]
+
+
+@planned
+def broadcast_shape(*shapes: Sequence[int]) -> torch.Size:
+    """Returns the shape to which all broadcast; as torch.broadcast_shapes, which is slow."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)
+    return shape
 
 
 def _split(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shardtensor._align import Aligned, Labels, align, broadcast_axes
+from shardtensor._align import Aligned, Labels, align, broadcast_axes, broadcast_shape
 from shardtensor._collectives import total
 from shardtensor._moments import wide
 from shardtensor._pointwise import pointwise
@@ -83,7 +83,7 @@ def elementwise(names: str) -> Handler:
             local = named | dict(zip(keys, aligned.locals, strict=True))
             summed = aligned.wrap(func(**local, reduction="sum"), ())
             kind = summed.dtype
-        shape = torch.broadcast_shapes(*(x.shape for x in operands))
+        shape = broadcast_shape(*[x.shape for x in operands])
         count = {"sum": 1, "mean": shape.numel(), "batchmean": operands[0].shape[:1].numel()}[reduction]
         return ShardTensor((summed.local / count).to(kind), summed.spec)
 

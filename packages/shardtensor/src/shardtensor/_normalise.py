@@ -1,7 +1,7 @@
 """Layer, root-mean-square, group, instance and batch normalisation.
 
 Where no rank shares its statistics with another, the local function of torch runs. Otherwise the local part
-is viewed as (batch, groups, channels, length), and `_moments.normalise` does the rest.
+is viewed as (batch, groups, channels, length), and `_standardise.normalise` does the rest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shardtensor._collectives import gather, shared_all, tied
-from shardtensor._moments import Scheme, everyone, normalise, wide
+from shardtensor._moments import everyone, wide
 from shardtensor._reduce import dimensions
 from shardtensor._spec import Sizes
+from shardtensor._standardise import Scheme, normalise
 from shardtensor._tensor import ShardTensor, elsewhere, unsupported
 from shardtensor._vector_norm import vector_norm
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shardtensor import _fourier, _random, _table
+from shardtensor._tensor import Handler
 
 _GATHERS = "gathers the dimension, with a warning"
 _DATA = "refuses: the extent of the result, or what goes where, depends on data"
@@ -35,31 +36,31 @@ _NOTES: dict[str, str] = {
     "multi_head_attention_forward": "refuses bias_k, bias_v and add_zero_attn",
 }
 _MODULES = {
-    "_attention": "attention",
-    "_multihead": "attention",
-    "_contract": "contraction",
-    "_linalg": "matrix",
-    "_products": "contraction",
-    "_views": "view",
-    "_normalise": "norm",
-    "_losses": "loss",
-    "_pointwise": "pointwise",
-    "_reduce": "reduction",
-    "_sort": "reduction",
-    "_window": "window",
-    "_interpolate": "window",
-    "_blocks": "window",
+    "attention": "attention",
+    "multihead": "attention",
+    "contract": "contraction",
+    "linalg": "matrix",
+    "products": "contraction",
+    "views": "view",
+    "normalise": "norm",
+    "losses": "loss",
+    "pointwise": "pointwise",
+    "reduce": "reduction",
+    "sort": "reduction",
+    "window": "window",
+    "interpolate": "window",
+    "blocks": "window",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A torch function that runs on sharded tensors.
+    """A torch function that sharded tensors know.
 
     Attributes:
         name: under `torch`, `torch.nn.functional` or `torch.Tensor`.
         kind: of operation; those of a kind share their rules.
-        note: where it gathers or refuses; "" where it does neither.
+        note: where it gathers or refuses; "" where there is nothing of that to say.
     """
 
     name: str
@@ -68,7 +69,9 @@ class Operation:
 
 
 def operations() -> tuple[Operation, ...]:
-    """Returns every torch function that has a sharded form, sorted by kind and name.
+    """Returns every torch function that sharded tensors know, sorted by kind and name.
+
+    A few are known only to be refused, with a reason that says what to do; their note begins with "refuses:".
 
     Examples:
         [operation.name for operation in shardtensor.operations() if operation.kind == "window"]
@@ -92,11 +95,11 @@ def _named() -> Iterator[tuple[str, str]]:
     yield from _existing(_table.JOIN, "join")
     yield from _existing(_table.WINDOWS, "window")
     for name, handler in _table.SPECIAL.items():
-        yield from _existing([name], _MODULES[handler.__module__.rpartition(".")[2]])
+        yield from _existing([name], _kind(handler))
     for name in _table.NORMS:
         yield f"linalg.{name}", "reduction"
     for name, handler in _table.LINALG.items():
-        yield f"linalg.{name}", _MODULES[handler.__module__.rpartition(".")[2]]
+        yield f"linalg.{name}", _kind(handler)
     for name in (*_fourier.NAMES.values(), "fftshift", "ifftshift"):
         yield f"fft.{name}", "fourier"
     yield from (("fold", "window"), ("nn.functional.unfold", "window"), ("autograd.grad", "gradient"))
@@ -107,11 +110,17 @@ def _existing(names: Iterable[str], kind: str) -> Iterator[tuple[str, str]]:
     yield from ((name, kind) for name in names if _table._functions(name))
 
 
+def _kind(handler: Handler) -> str:
+    """Returns the kind of the operations of a module."""
+    module = handler.__module__.rpartition("._")[2]
+    return _MODULES.get(module, module)
+
+
 def _note(name: str, kind: str) -> str:
     if kind == "random" and name not in _random._FUNCTIONS:
         return "refuses: the numbers of the ranks would not agree with those of one process"
     if kind == "matrix" and name not in _NOTES:
         return _MATRICES
-    if kind == "fourier" and "shift" not in name:
-        return "refuses real transforms of all dimensions of a sharded tensor"
+    if kind == "fourier" and "shift" not in name and name.removeprefix("fft.") not in _fourier._COMPLEX:
+        return "refuses where every dimension is transformed or sharded"
     return _NOTES.get(name, "")

@@ -233,7 +233,9 @@ def in_place(write: Handler) -> Handler:
         x = args[0]
         if not isinstance(x, ShardTensor):
             raise unsupported(func.__name__, args, kwargs, "a plain tensor can not take a sharded result")
-        out = write(func, types, args, kwargs)
+        # A gradient may need the values of before.
+        kept = ShardTensor(x.local.clone(), x.spec) if torch.is_grad_enabled() else x
+        out = write(func, types, (kept, *args[1:]), kwargs)
         if (out.spec.dims, out.spec.sizes) != (x.spec.dims, x.spec.sizes):
             reason = "the result has another layout than the tensor it is written to"
             raise unsupported(func.__name__, args, kwargs, reason)

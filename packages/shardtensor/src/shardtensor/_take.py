@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import Label, Labels, Operand, align
+from shardtensor._align import Label, Labels, Operand, align, broadcast_shape
 from shardtensor._collectives import Wants, fetch_rows, gather, reduce_rows, total
 from shardtensor._index import slice_
 from shardtensor._plans import planned
@@ -40,7 +40,7 @@ def take(op: str, x: Any, picks: Mapping[int, Operand]) -> ShardTensor:
     labels, kept, at = result_axes(x.ndim, picks)
     count = len(labels) - len(kept)
     owners = [m for m, d in enumerate(x.spec.dims) if d in picks] if isinstance(x, ShardTensor) else []
-    shape = torch.broadcast_shapes(*(picks[d].shape for d in dims))
+    shape = broadcast_shape(*[picks[d].shape for d in dims])
     whole: list[Operand] = [picks[d] for d in dims]
     goals = [_goal(op, x, whole, shape, m, i == 0) for i, m in enumerate(owners)]
     extents = tuple(x.shape)
