@@ -56,7 +56,7 @@ OPERATIONS = {
     ),
     "reshape": in_one_graph(lambda x: x.reshape(4, 2, 4).permute(1, 0, 2), ((8, 4), 0)),
     "repeats": in_one_graph(
-        lambda x: [x.repeat(1, 2, 1), x.repeat_interleave(2, 1), x.unfold(1, 3, 2)], ROWS
+        lambda x: [x.repeat(1, 2, 1), x.repeat_interleave(2, 1), 2 * x.unfold(1, 3, 2)], ROWS
     ),
     "rolls": in_one_graph(lambda x: [x.roll(2, 1), x.flip(1), x.narrow(1, 1, 4), *x.split(3, 1)], ROWS),
     "brackets": in_one_graph(lambda x: [x[:, 1:6:2], x[..., None, :2], x[:, -1], x[:, [4, 0, 0]]], ROWS),
@@ -73,14 +73,15 @@ OPERATIONS = {
     ),
     "linear": in_one_graph(F.linear, ROWS, weights=[(5, 6), (5,)]),
     "products": in_one_graph(
-        lambda x, y, w: [x @ w, torch.matmul(x.mT, y), torch.addmm(w, w, x.mT, beta=2)],
+        lambda x, y, w: [torch.matmul(x, w), torch.matmul(x.transpose(0, 1), y)],
         MATRIX,
         MATRIX,
         weights=[(4, 4)],
     ),
     "einsum": in_one_graph(lambda x, w: torch.einsum("b n i, i o -> b o", x, w), ROWS, weights=[(6, 5)]),
     "solves": in_one_graph(
-        lambda x: [torch.linalg.solve(x @ torch.ones(4, 4) + 9 * torch.eye(4), x)], ((7, 4, 4), 0)
+        lambda x: [torch.linalg.solve(torch.matmul(x, torch.ones(4, 4)) + 9 * torch.eye(4), x)],
+        ((7, 4, 4), 0),
     ),
     "convolution": in_one_graph(
         lambda x, w, b: F.conv2d(F.pad(x, (1, 1, 0, 0), "circular"), w, b, stride=2, padding=1),

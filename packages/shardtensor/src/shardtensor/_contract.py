@@ -51,7 +51,7 @@ def matmul(
 ) -> ShardTensor:
     """matmul, mm, bmm, mv and dot: sharded over the batch, the rows, the columns or the contraction."""
     a, b = (*args, *kwargs.values())
-    if func is torch.Tensor.__rmatmul__:
+    if func.__name__ == "__rmatmul__":  # not by identity, which Dynamo does not always see
         a, b = b, a
     left: Labels = (*_batch(a.ndim), "row", "inner") if a.ndim > 1 else ("inner",)
     right: Labels = (*_batch(b.ndim), "inner", "column") if b.ndim > 1 else ("inner",)
