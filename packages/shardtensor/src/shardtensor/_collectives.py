@@ -127,7 +127,9 @@ class _Linear(Function):
     def forward(ctx: Any, x: Tensor, run: LinearMap, back: LinearMap, plan: tuple[Any, ...]) -> Tensor:
         wire.remember(ctx)
         ctx.maps = (run, back, plan)
-        return run(x, *plan)
+        out = run(x, *plan)
+        # A compiled graph makes a result that is a view of its input anew, without this function's backward.
+        return out.clone() if torch.compiler.is_compiling() else out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -316,6 +318,7 @@ def needs_gradient(x: Tensor) -> bool:
 def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) -> Tensor:
     """Returns the reduction over the groups in a new tensor, without autograd."""
     if torch.compiler.is_compiling():
+        wire.keep_order()
         for group in groups:
             x = torch.ops.shardtensor.all_reduce(x, wire.reduce_name(op), group.name)
         return x

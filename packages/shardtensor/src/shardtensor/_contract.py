@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from shardtensor._align import Labels, Operand, align
 from shardtensor._collectives import shared_all, tied
 from shardtensor._spec import derive
-from shardtensor._tensor import ShardTensor
+from shardtensor._tensor import ShardTensor, unsupported
 
 
 def linear(
@@ -51,7 +51,13 @@ def matmul(
 ) -> ShardTensor:
     """matmul, mm, bmm, mv and dot: sharded over the batch, the rows, the columns or the contraction."""
     a, b = (*args, *kwargs.values())
-    if func.__name__ == "__rmatmul__":  # not by identity, which Dynamo does not always see
+    if torch.compiler.is_compiling() and not isinstance(a, ShardTensor):
+        # Dynamo (torch 2.13) calls this for `sharded @ plain` as well, with the operands exchanged.
+        reason = "can not be compiled with a plain tensor before a sharded one, nor by the operator @"
+        raise unsupported(
+            "matmul", args, kwargs, reason, "Use torch.einsum, or torch.matmul(sharded, plain)."
+        )
+    if func is torch.Tensor.__rmatmul__:
         a, b = b, a
     left: Labels = (*_batch(a.ndim), "row", "inner") if a.ndim > 1 else ("inner",)
     right: Labels = (*_batch(b.ndim), "inner", "column") if b.ndim > 1 else ("inner",)

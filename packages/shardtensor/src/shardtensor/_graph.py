@@ -2,7 +2,7 @@
 
 torch's functional collectives are free of effects for the compiler: it drops one whose result this rank does
 not need, and may order them differently in the graphs of different ranks. Uneven shards have both, and then
-ranks wait for each other forever. These operators keep their order, and stay.
+ranks wait for each other forever. These operators stay, and `keep_order` has Inductor keep their order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,20 @@ from torch._library.effects import EffectType
 
 _group_named: Any = torch._C._distributed_c10d._resolve_process_group
 gather_equal = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13, before
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def keep_order() -> bool:
+    """Switches off, from the first graph with a collective on, the passes of Inductor that reorder operators.
+
+    Each rank's graph would be reordered by its own sizes, and then one waits in another collective than the
+    others.
+    """
+    import torch._inductor.config as config  # only those who compile load it
+
+    config.reorder_for_locality = False
+    config.reorder_for_peak_memory = False
+    return True
 
 
 @torch.library.custom_op("shardtensor::all_to_all", mutates_args=())

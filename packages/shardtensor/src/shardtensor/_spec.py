@@ -237,6 +237,18 @@ _MESHES: dict[str, DeviceMesh] = {}
 _MOST_SPECS = 8192
 
 
+def retarget(spec: ShardSpec, placements: Sequence[Placement], sizes: Mapping[int, Sizes]) -> ShardSpec:
+    """Returns another layout of the same global tensor; `sizes` as {mesh dimension: rows per rank}."""
+    if not torch.compiler.is_compiling() or any([placement.is_partial() for placement in placements]):
+        return ShardSpec.create(spec.mesh, placements, spec.shape, sizes)
+    dims = tuple([getattr(placement, "dim", None) for placement in placements])
+    rows = [
+        None if dim is None else sizes.get(m) or chunk_sizes(spec.shape[dim], spec.ranks[m])
+        for m, dim in enumerate(dims)
+    ]
+    return derive(spec, dims, spec.shape, tuple(rows))
+
+
 def derive(spec: ShardSpec, dims: Dims, shape: Sequence[int], sizes: tuple[Sizes | None, ...]) -> ShardSpec:
     """Returns the spec on the mesh of `spec` with these sharded dimensions."""
     found: ShardSpec = _derive(spec.mesh_name, dims, tuple(shape), sizes)

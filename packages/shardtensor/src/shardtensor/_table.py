@@ -56,7 +56,8 @@ POINTWISE = _words(
     logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_xor bitwise_not relu relu6 leaky_relu
     elu selu celu gelu silu mish softplus softsign hardtanh hardsigmoid hardswish hardshrink softshrink
     tanhshrink threshold logsigmoid clone contiguous detach zeros_like ones_like full_like empty_like
-    conj_physical resolve_conj resolve_neg complex polar nextafter ldexp gcd lcm arcsinh arccosh arctanh i0 i0e
+    conj_physical resolve_conj resolve_neg complex polar nextafter ldexp gcd lcm arcsinh arccosh arctanh i0
+    i0e
     i1 i1e igamma igammac polygamma mvlgamma multigammaln erfcx entr expit ndtr ndtri log_ndtr xlog1py zeta
     gammaln psi gammainc gammaincc bitwise_left_shift bitwise_right_shift
     __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __floordiv__ __rfloordiv__
@@ -69,7 +70,8 @@ IN_PLACE = (
     *_words(
         """
         sigmoid_ tanh_ zero_ fill_ copy_ elu_ selu_ celu_ leaky_relu_ hardtanh_ threshold_ __iadd__ __isub__
-        __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
+        __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__ __ilshift__
+        __irshift__
         """
     ),
 )

@@ -25,6 +25,7 @@ from shardtensor._spec import (
     SizesArgument,
     derive,
     offsets,
+    retarget,
     sizes_by_mesh_dim,
     spec_named,
 )
@@ -205,7 +206,7 @@ class ShardTensor(_Surface):
             extents = self.spec.sizes[m]
             if old == new and extents is not None:
                 given.setdefault(m, extents)
-        target = ShardSpec.create(self.spec.mesh, placements, self.spec.shape, given)
+        target = retarget(self.spec, placements, given)
         return ShardTensor(redistribute_local(self.local, self.spec, target), target)
 
     def local_slices(self) -> tuple[slice, ...]:
@@ -422,7 +423,7 @@ def dispatch(
     func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """Runs a torch function of which some argument is a ShardTensor."""
-    handler = ShardTensor.handlers.get(func)
+    handler = ShardTensor.handlers.get(_readable(func) if torch.compiler.is_compiling() else func)
     if torch.compiler.is_compiling():
         if torch.compiler.is_exporting():
             raise RuntimeError(
@@ -451,6 +452,12 @@ def dispatch(
         if modes.gather:
             return _run_gathered(func, args, kwargs)
         raise
+
+
+def _readable(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a method of torch.Tensor as read from there: Dynamo finds no other function in a dictionary."""
+    method: Any = getattr(func, "__module__", "") == "torch._tensor"
+    return getattr(torch.Tensor, func.__name__) if method else func
 
 
 def _check_promotion(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -501,7 +508,8 @@ def elsewhere(x: ShardTensor, dims: Sequence[int]) -> str:
     free = [d for d in range(x.ndim) if d not in dims and x.shape[d] >= x.spec.mesh.size(0)]
     if x.spec.mesh.ndim > 1 or not free:
         return ""
-    return f"Call .redistribute([Shard({max(free, key=lambda d: x.shape[d])})]) first."
+    longest = next(iter([d for d in free if x.shape[d] == max([x.shape[e] for e in free])]))
+    return f"Call .redistribute([Shard({longest})]) first."
 
 
 def sharded_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[ShardTensor]:

@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shardtensor._graph import gather_equal  # this import registers the operators of compiled graphs
+from shardtensor._graph import (  # this import registers the operators of compiled graphs
+    gather_equal,
+    keep_order,
+)
 
 Kind: TypeAlias = Literal["all_to_all", "all_reduce", "all_gather"]
 
@@ -67,7 +70,7 @@ class Transfer:
     backward: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Traffic:
     """The collectives of this rank within a `traffic()` block, in order."""
 
@@ -170,6 +173,7 @@ def reduce_name(op: Any) -> str:
 def exchange(x: Tensor, receive: Sequence[int], send: Sequence[int], group: Group) -> Tensor:
     """Sends send[r] rows of x (sum(send), ...) to every rank r; returns the rows that arrive, by rank."""
     if torch.compiler.is_compiling():
+        keep_order()
         arrived: Tensor = torch.ops.shardtensor.all_to_all(x, list(receive), list(send), group.name)
         return arrived
     out = x.new_empty((sum(receive), *x.shape[1:]))
@@ -226,6 +230,7 @@ def all_reduce(
 def all_gather(out: Tensor, x: Tensor, group: Group) -> None:
     """Puts x of every rank, equal in shape, one after the other into `out`, contiguous."""
     if torch.compiler.is_compiling():
+        keep_order()
         out.copy_(torch.ops.shardtensor.all_gather(x, group.size(), group.name).view(out.shape))
         return
     if _records:
