@@ -91,7 +91,8 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     reports = []
     for rank in range(WORLD):
         report = folder / f"{rank}.json"
-        assert report.exists(), f"rank {rank} did not finish\n{done.stderr}"
+        last = [file.read_text() for file in sorted(folder.glob("*.last"))]
+        assert report.exists(), f"rank {rank} did not finish; the ranks were at {last}\n{done.stderr}"
         reports.append(json.loads(report.read_text()))
     trouble = "\n".join(
         f"rank {r}: {text}" for r, report in enumerate(reports) for text in report["failed"].values()
@@ -136,10 +137,12 @@ def run_rank(rank: int, folder: Path, files: Sequence[str]) -> None:
     meshes = {name: DeviceMesh("cpu", ranks) for name, ranks in MESHES.items()}
     passed: list[str] = []
     failed = {}
+    last = folder / f"{rank}.last"
     wanted = set(json.loads((folder / "wanted.json").read_text()))
     for name, function, mesh in _planned(files, meshes):
         if name not in wanted:
             continue
+        last.write_text(name)  # what a rank that is killed was doing
         try:
             function(mesh)
             passed.append(name)

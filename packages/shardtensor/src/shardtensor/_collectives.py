@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from shardtensor import _wire as wire
+from shardtensor._graph import keep_order
 from shardtensor._plans import planned
 from shardtensor._spec import ShardSpec, Sizes, offsets
 from shardtensor._wire import Group
@@ -318,7 +319,7 @@ def needs_gradient(x: Tensor) -> bool:
 def all_reduce(x: Tensor, groups: Sequence[Group], op: Any = dist.ReduceOp.SUM) -> Tensor:
     """Returns the reduction over the groups in a new tensor, without autograd."""
     if torch.compiler.is_compiling():
-        wire.keep_order()
+        keep_order()
         for group in groups:
             x = torch.ops.shardtensor.all_reduce(x, wire.reduce_name(op), group.name)
         return x

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from shardtensor._collectives import shared_all
 from shardtensor._spec import ShardSpec, SizesArgument
-from shardtensor._tensor import ShardTensor, local_parts, present_sizes, sharded_arguments
+from shardtensor._tensor import ShardTensor, is_sharded, present_sizes, sharded_arguments
 
 
 def local_map(
@@ -56,9 +56,12 @@ def local_map(
         spec = first.spec
 
         def part(x: Any) -> Any:
+            if isinstance(x, ShardTensor):
+                return x.local
             return shared_all([x], spec, spec.split)[0] if isinstance(x, Tensor) else x
 
-        out = function(*tree_map(part, local_parts(args)), **tree_map(part, local_parts(kwargs)))
+        parts, options = tree_map(part, (args, kwargs), is_leaf=is_sharded)
+        out = function(*parts, **options)
         placements = spec.placements if out_placements is None else tuple(out_placements)
         rows = sizes
         if rows is None:
