@@ -37,6 +37,8 @@ MESHES: dict[str, list[int] | list[list[int]]] = {
     "2x2": [[0, 1], [2, 3]],
     "1x2": [[0, 1]],
 }
+# Sharded tensors compile from this release of torch on; earlier ones refuse it.
+COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
 Case = Callable[[DeviceMesh], None]
 Cases = dict[str, tuple[Case, tuple[str, ...]]]
 
@@ -53,8 +55,10 @@ def registry() -> tuple[Cases, Callable[..., Callable[[Case], Case]]]:
     """Returns an empty table of cases and the decorator that fills it."""
     cases: Cases = {}
 
-    def case(*meshes: str) -> Callable[[Case], Case]:
+    def case(*meshes: str, compiles: bool = False) -> Callable[[Case], Case]:
         def add(function: Case) -> Case:
+            if compiles and not COMPILES:
+                return function
             cases[function.__name__] = (function, meshes or ("1", "2", "3"))
             return function
 
@@ -79,7 +83,8 @@ def outcome(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for item in request.session.items
         if hasattr(item, "callspec") and "name" in item.callspec.params
     ]
-    (folder / "wanted.json").write_text(json.dumps(wanted))
+    # pytest puts a mark where a module has no cases for this release of torch.
+    (folder / "wanted.json").write_text(json.dumps([name for name in wanted if isinstance(name, str)]))
     done = subprocess.run(
         [sys.executable, __file__, str(folder), *sorted(files)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -152,7 +152,7 @@ def dropout_of_weights(mesh):
                 close(part.grad, x.grad, note=(dims, method))
 
 
-@case("2")
+@case("2", compiles=True)
 def compiled_attention(mesh):
     """One graph for every method and for dropout, whose draws advance without a new compilation."""
     q, k, v = (random(2, 4, 6, 8, seed=i) for i in range(3))

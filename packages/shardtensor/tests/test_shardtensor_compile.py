@@ -133,10 +133,10 @@ OPERATIONS = {
 }
 for _name, _check in OPERATIONS.items():
     _check.__name__ = _name.replace(" ", "_")
-    case("2", "3")(_check)
+    case("2", "3", compiles=True)(_check)
 
 
-@case("2", "3")
+@case("2", "3", compiles=True)
 def attention_as_a_module(mesh):
     net = torch.nn.MultiheadAttention(8, 2, batch_first=True)
     for i, parameter in enumerate(net.parameters()):
@@ -144,7 +144,7 @@ def attention_as_a_module(mesh):
     in_one_graph(lambda x: net(x, x, x, need_weights=True), ((2, 6, 8), 1))(mesh)
 
 
-@case("2")
+@case("2", compiles=True)
 def the_error_of_an_operation_is_told(mesh):
     """What has no sharded form fails while the graph is made, with the reason and the remedy."""
     x = shard(random(6, 4), mesh, 0)

@@ -71,20 +71,20 @@ def _compiled(mesh, backend, all_rows):
             compare_all(gradients(fast, shard(x, mesh, 2, rows)), want)
 
 
-@case("1", "2", "3")
+@case("1", "2", "3", compiles=True)
 def one_compiled_graph_for_every_layout(mesh):
     """The same module compiles for even, uneven and empty shards, its collectives inside one graph."""
     _compiled(mesh, "aot_eager", layouts(mesh, 7))
 
 
-@case("2")
+@case("2", compiles=True)
 def compiled_code(mesh):
     """Inductor keeps the collectives, and their order, where one rank does not need their result."""
     with tempfile.TemporaryDirectory() as folder, torch._inductor.utils.fresh_cache({}, dir=folder):
         _compiled(mesh, "inductor", [(5, 2)])
 
 
-@case("1", "2")
+@case("1", "2", compiles=True)
 def exporting_is_refused(mesh):
     net, x = network(), shard(random(2, 3, 7, 6), mesh, 2)
     with warnings.catch_warnings():

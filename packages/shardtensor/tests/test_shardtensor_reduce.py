@@ -254,7 +254,7 @@ def complex_parts(mesh):
     assert torch.fft.fft(part, dim=1).placements == (Shard(1),)
 
 
-@case("2")
+@case("2", compiles=True)
 def one_graph(mesh):
     """torch.compile takes the functions as one graph, collectives and all, forward and backward."""
     x, w = random(2, 6, 7), random(6, seed=1).requires_grad_()

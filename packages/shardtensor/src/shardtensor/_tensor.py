@@ -414,6 +414,10 @@ def register_function_handler(function: Callable[..., Any], handler: Handler) ->
     ShardTensor.handlers[function] = handler
 
 
+# Dynamo of earlier releases takes every compiled graph for an exported one, and mixes up operands.
+_COMPILES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 13)
+
+
 def register_named_function_handler(name: str, handler: Handler) -> None:
     """As `register_function_handler`, by the name `module.qualified_name` of a function not imported yet."""
     ShardTensor.named_handlers[name] = handler
@@ -425,6 +429,10 @@ def dispatch(
     """Runs a torch function of which some argument is a ShardTensor."""
     handler = ShardTensor.handlers.get(_readable(func) if torch.compiler.is_compiling() else func)
     if torch.compiler.is_compiling():
+        if not _COMPILES:
+            raise RuntimeError(
+                f"torch.compile with sharded tensors needs torch >= 2.13, this is {torch.__version__}"
+            )
         if torch.compiler.is_exporting():
             raise RuntimeError(
                 "a program with sharded tensors belongs to its process groups and can not be exported: "
