@@ -5,19 +5,17 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
+from shard_local_attention import local_attention
 from shard_ranks import close, compare, layouts, names, random, registry, shard
 from shard_samples import draw
-from torch.overrides import handle_torch_function, has_torch_function
 
 from shardtensor import (
     ShardTensor,
     UnsupportedShardedOp,
     fetch,
     halo_exchange,
-    neighborhood_handler,
     overlap,
     pole_pad,
-    register_function_handler,
     traffic,
 )
 
@@ -112,31 +110,6 @@ def fetch_adds_gradients(mesh):
         fetch(part, 0, [[(1, 7)]] * mesh.size())
     with pytest.raises(ValueError, match="not sharded"):
         fetch(part, 1, [[(1, 2)]] * mesh.size())
-
-
-def local_attention(q, k, v, *, kernel, row_offset=0, bias=None):
-    """Dense reference: query row i sees kh key rows from clamp(i + row_offset - kh // 2, 0, Hk - kh) on."""
-    if has_torch_function((q, k, v)):
-        return handle_torch_function(
-            local_attention, (q, k, v), q, k, v, kernel=kernel, row_offset=row_offset, bias=bias
-        )
-    kh, kw = kernel
-    rows, keys, columns = q.shape[1], k.shape[1], k.shape[2]
-    if keys < kh:
-        raise ValueError("kernel has more rows than there are keys")
-    start = (torch.arange(rows) + row_offset - kh // 2).clamp(0, keys - kh)
-    near = (torch.arange(keys) >= start[:, None]) & (torch.arange(keys) < start[:, None] + kh)
-    apart = (torch.arange(columns) - torch.arange(columns)[:, None] + kw // 2) % columns
-    seen = near[:, None, :, None] & (apart < kw)[None, :, None, :]
-    score = torch.einsum("bhwnd,bklnd->bnhwkl", q, k) / q.shape[-1] ** 0.5
-    if bias is not None:
-        score = score + bias[None, :, None, None, None, None]
-        score = score * bias.mean()
-    weight = score.masked_fill(~seen, -torch.inf).flatten(-2).softmax(-1).unflatten(-1, (keys, columns))
-    return torch.einsum("bnhwkl,bklnd->bhwnd", weight, v)
-
-
-register_function_handler(local_attention, neighborhood_handler)
 
 
 @case("2", "3")

@@ -244,14 +244,18 @@ def swap_rows(
 def _run_swap(
     x: Tensor, dim: int, sizes: Sizes, new_dim: int, new_sizes: Sizes, rank: int, group: Group
 ) -> Tensor:
-    blocks = [block.reshape(-1) for block in x.split(list(new_sizes), new_dim)]
+    blocks = x.split(list(new_sizes), new_dim)
+    leaving = [block.numel() for block in blocks]
+    out = x.new_empty(x.numel())
+    for part, block in zip(out.split(leaving), blocks, strict=True):
+        part.view(block.shape).copy_(block)
     shapes = []
     for rows in sizes:
         shape = list(x.shape)
         shape[dim], shape[new_dim] = rows, new_sizes[rank]
         shapes.append(shape)
     counts = [math.prod(shape) for shape in shapes]
-    received = wire.exchange(torch.cat(blocks), counts, [b.numel() for b in blocks], group)
+    received = wire.exchange(out, counts, leaving, group)
     parts = [part.view(shape) for part, shape in zip(received.split(counts), shapes, strict=True)]
     return torch.cat(parts, dim)
 
