@@ -34,7 +34,7 @@ def local_map(
         in_placements: for each positional argument the layout to which it is redistributed first; None
             leaves it as it is.
         sizes: rows per rank of the results, as in `ShardTensor.from_local`; by default those of the first
-            sharded argument where the placement is the same, else torch.chunk's.
+            sharded argument where the placement is the same; where none is, the ranks are asked.
 
     Raises:
         ValueError: no argument is sharded, or a result does not have the shape that its layout says.

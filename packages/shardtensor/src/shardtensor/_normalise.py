@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shardtensor._collectives import gather, shared_all, tied
 from shardtensor._moments import everyone, wide
-from shardtensor._reduce import dimensions
+from shardtensor._reduce import dimensions, splitting
 from shardtensor._spec import Sizes
 from shardtensor._standardise import Scheme, normalise
 from shardtensor._tensor import ShardTensor, elsewhere, unsupported
@@ -48,10 +48,6 @@ def _locally(function: Callable[..., Tensor], x: ShardTensor, params: Sequence[T
     return ShardTensor(tied(out, [x.local, *given]) if out.numel() == 0 else out, x.spec)
 
 
-def _mesh_dims(x: ShardTensor, dims: Sequence[int]) -> Sizes:
-    return tuple(m for m, dim in enumerate(x.spec.dims) if dim in dims)
-
-
 def layer_norm(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
@@ -77,7 +73,7 @@ def _over_tail(
         raise RuntimeError(f"normalized_shape {shape} is not the end of the input's shape {tuple(x.shape)}")
     weight, bias = named["weight"], named["bias"]
     tail = range(x.ndim - len(shape), x.ndim)
-    across = _mesh_dims(x, tail)
+    across = splitting(x, tail)
     if not across:
         params = [weight, bias] if centred else [weight]
         return _locally(lambda local, *rest: func(local, shape, *rest, eps), x, params)
@@ -97,7 +93,7 @@ def group_norm(
     groups, eps = named["num_groups"], named.get("eps", 1e-5)
     if x.ndim < 2 or x.shape[1] % groups:
         raise RuntimeError(f"group_norm: {groups} groups do not divide the channels of {tuple(x.shape)}")
-    across = _mesh_dims(x, range(2, x.ndim))
+    across = splitting(x, range(2, x.ndim))
     if not across and 1 not in x.spec.dims:
         params = (named["weight"], named["bias"])
         return _locally(lambda local, w, b: F.group_norm(local, groups, w, b, eps), x, params)
@@ -120,7 +116,7 @@ def instance_norm(
     positions = math.prod(x.shape[2:])
     if positions == 1:
         raise ValueError(f"expected more than 1 position when training, got input of shape {tuple(x.shape)}")
-    across = _mesh_dims(x, range(2, x.ndim))
+    across = splitting(x, range(2, x.ndim))
     out, mean, var = _over_positions(x, named, 1, (2, 3), across, named.get("eps", 1e-5))
     with torch.no_grad():
         if params[0] is not None or params[1] is not None:
@@ -132,7 +128,7 @@ def instance_norm(
 
 def _over_batch(x: ShardTensor, part: Tensor) -> Tensor:
     """Returns the mean over all samples of statistics (kinds, batch, channels, 1, 1)."""
-    return everyone(part.sum(1), x.spec, _mesh_dims(x, (0,))).sum(0) / x.shape[0]
+    return everyone(part.sum(1), x.spec, splitting(x, (0,))).sum(0) / x.shape[0]
 
 
 def batch_norm(
@@ -157,7 +153,7 @@ def batch_norm(
     count = math.prod([x.shape[d] for d in dims])
     if count == 1:
         raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
-    out, now, spread = _over_positions(x, named, 1, (0, 2, 3), _mesh_dims(x, dims), eps)
+    out, now, spread = _over_positions(x, named, 1, (0, 2, 3), splitting(x, dims), eps)
     with torch.no_grad():
         _track(x, mean, now, momentum)
         _track(x, var, spread * (count / (count - 1)), momentum)
@@ -189,7 +185,7 @@ def _track(x: ShardTensor, running: Tensor | None, now: Tensor, momentum: float)
     if running is None:
         return
     now = now.reshape(-1)
-    for m in _mesh_dims(x, (1,)):
+    for m in splitting(x, (1,)):
         now = gather(now, 0, x.spec, m, x.spec.sizes[m] or ())
     running.lerp_(now.to(running.dtype), momentum)
 
@@ -197,7 +193,7 @@ def _track(x: ShardTensor, running: Tensor | None, now: Tensor, momentum: float)
 def normalize(x: ShardTensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> ShardTensor:
     """x / max(|x|_p, eps) along a dimension."""
     dims = dimensions(dim, x.ndim)
-    if not _mesh_dims(x, dims):
+    if not splitting(x, dims):
         return ShardTensor(F.normalize(x.local, p, dim, eps), x.spec)
     scaled: ShardTensor = x / vector_norm(x, p, dims, True).clamp_min(eps)
     return scaled

@@ -182,7 +182,8 @@ class _Flight:
 class _Launch(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, flight: _Flight) -> tuple[Tensor, Tensor]:
-        ctx.op, ctx.flight = wire.current.op, flight
+        wire.remember(ctx)
+        ctx.flight = flight
         plan, dim = flight.plan, flight.dim
         pieces = [x.narrow(dim, start, length) for asked in plan.send for start, length in asked]
         rest = [n for d, n in enumerate(x.shape) if d != dim]
@@ -192,7 +193,7 @@ class _Launch(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
-        wire.current.op = ctx.op
+        wire.recall(ctx)
         flight: _Flight = ctx.flight
         received, cursor = flight.finish(), 0
         for start, length in (piece for asked in flight.plan.send for piece in asked):
@@ -205,12 +206,13 @@ class _Launch(Function):
 class _Wait(Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, flight: _Flight) -> Tensor:
-        ctx.op, ctx.flight = wire.current.op, flight
+        wire.remember(ctx)
+        ctx.flight = flight
         return flight.finish()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        wire.current.op = ctx.op
+        wire.recall(ctx)
         if torch.is_grad_enabled():
             reason = "an exchange that overlaps the computation can not be differentiated twice"
             raise UnsupportedShardedOp(

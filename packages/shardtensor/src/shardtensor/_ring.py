@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from shardtensor import _wire as wire
 from shardtensor._collectives import all_reduce, fetch_rows
+from shardtensor._moments import wide as _wide
 from shardtensor._random import Draw, at_least, numbers
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor
@@ -117,10 +118,6 @@ class _Block:
         block = [slice(start, start + n) for start, n in zip(starts, like.shape, strict=True)]
         keep = numbers(drop.draw, drop.shape, block, like.device, at_least(drop.p))
         return keep.to(like.dtype) * (0.0 if drop.p == 1 else 1 / (1 - drop.p))
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _finite(lse: Tensor) -> Tensor:
@@ -312,6 +309,14 @@ def _wait(pending: Any) -> None:
         pending.wait()
 
 
+def _kept(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor) -> Tensor:
+    """Saves what the backward pass needs; returns the output in the dtype of the queries."""
+    rounded = out.to(q.dtype)
+    # The gradient of a mask is a difference that rounding of the output would dominate.
+    ctx.save_for_backward(q, k, v, mask, out if ctx.mask_gradient else rounded, lse)
+    return rounded
+
+
 class RingAttention(Function):
     """Attention of own queries over keys and values that travel; all ranks of the ring take part.
 
@@ -323,7 +328,7 @@ class RingAttention(Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, plan: Plan) -> Tensor:
         wire.remember(ctx)
         ctx.plan = plan
-        ring, wide, queries = _Ring(plan, k, v), _wide(q.dtype), q.shape[2]
+        ring, queries = _Ring(plan, k, v), q.shape[2]
         ctx.mask_gradient = mask is not None and ctx.needs_input_grad[3]
         result, here, pending = None, [k, v], None
         for step in range(ring.ranks):
@@ -333,15 +338,12 @@ class RingAttention(Function):
             block = ring.block(step, queries)
             if not block.hidden:
                 part = _forward(q, here[0], here[1], mask, block, mask_gradient=ctx.mask_gradient)
-                result = _merged(result, part, wide)
+                result = _merged(result, part, _wide(q.dtype))
             if there:
                 _wait(pending)
                 here = there
         out, lse = result or _nothing(q, v)
-        rounded = out.to(q.dtype)
-        # The gradient of a mask is a difference that rounding of the output would dominate.
-        ctx.save_for_backward(q, k, v, mask, out if ctx.mask_gradient else rounded, lse)
-        return rounded
+        return _kept(ctx, q, k, v, mask, out, lse)
 
     @staticmethod
     @once_differentiable
@@ -411,10 +413,7 @@ class CombinedAttention(Function):
         out, lse = result or _nothing(q, v)
         if plan.group is not None:
             out, lse = _combined(out, lse, plan.group)
-        rounded = out.to(q.dtype)
-        # The gradient of a mask is a difference that rounding of the output would dominate.
-        ctx.save_for_backward(q, k, v, mask, out if ctx.mask_gradient else rounded, lse)
-        return rounded
+        return _kept(ctx, q, k, v, mask, out, lse)
 
     @staticmethod
     @once_differentiable
