@@ -34,8 +34,8 @@ def by(method: Any, masked: Callable[[Any], Any] = lambda mask: mask, **options:
 
 
 def passes(ranks: int) -> int:
-    """Keys go P - 1 times, their gradients follow a step behind: P + 1 messages, for two ranks 2."""
-    return ranks + 1 if ranks > 2 else 2
+    """Keys go P - 1 times, and so do their gradients, a step behind."""
+    return 2 * (ranks - 1)
 
 
 COUNTS: dict[str, dict[str, Any]] = {

@@ -230,13 +230,13 @@ def _grouped(x: Tensor, groups: int) -> Tensor:
 def _merged(
     a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor], wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Merges the results over two sets of keys."""
+    """Merges the results over two sets of keys; that of the first is overwritten."""
     out, lse = b[0].to(wide), b[1].to(wide)
     if a is None:
         return out, lse
     both = torch.logaddexp(a[1], lse)
     safe = _finite(both)
-    return a[0] * (a[1] - safe).exp()[..., None] + out * (lse - safe).exp()[..., None], both
+    return a[0].mul_((a[1] - safe).exp()[..., None]).addcmul_(out, (lse - safe).exp()[..., None]), both
 
 
 def _nothing(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,11 +252,14 @@ def _to_shape(x: Tensor, shape: torch.Size) -> Tensor:
 
 
 class _Ring:
-    """The shapes of what travels: blocks (B, heads, rows, width) of keys and values, and their gradients."""
+    """Blocks (B, heads, rows, width) of keys and values, and of their gradients, on their way around.
+
+    A block is one flat message. What a rank received it sends on as it is: nothing is packed twice.
+    """
 
     def __init__(self, plan: Plan, k: Tensor, v: Tensor) -> None:
         self.plan, self.ranks = plan, len(plan.sizes)
-        self.tensors = [k, v]
+        self.like = (k, v)
 
     def source(self, step: int) -> int:
         """Returns whose keys are here at a step."""
@@ -267,41 +270,34 @@ class _Ring:
         start = offsets(self.plan.sizes)[source]
         return _Block(self.plan, start, self.plan.sizes[source], queries, start)
 
-    def shapes(self, step: int) -> list[tuple[int, ...]]:
+    def lengths(self, step: int) -> list[int]:
         rows = self.plan.sizes[self.source(step)]
-        return [(*x.shape[:2], rows, x.shape[3]) for x in self.tensors]
+        return [x.shape[0] * x.shape[1] * rows * x.shape[3] for x in self.like]
 
-    def summed(self, step: int, a: list[Tensor], b: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Adds gradients of a step's block, of which either or both may be missing."""
-        if a and b:
-            return [x.to(dtype) + y for x, y in zip(a, b, strict=True)]
-        if a or b:
-            return [x.to(dtype) for x in a or b]
-        pairs = zip(self.tensors, self.shapes(step), strict=True)
-        return [x.new_zeros(shape, dtype=dtype) for x, shape in pairs]
+    def packed(self, step: int, parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Returns a block as a message; zeros where there are no parts."""
+        new = self.like[0].new_empty if parts else self.like[0].new_zeros
+        message = new(sum(self.lengths(step)), dtype=dtype)
+        for into, part in zip(self.parts(step, message), parts, strict=False):
+            into.copy_(part)
+        return message
 
-    def exchange(
-        self, sent: list[Tensor], shapes: list[tuple[int, ...]], dtypes: list[torch.dtype]
-    ) -> tuple[Any, list[Tensor]]:
-        """Starts to send tensors to the next rank and to receive others from the one before, as one message.
+    def parts(self, step: int, message: Tensor) -> list[Tensor]:
+        """Returns the two tensors of a message, as views."""
+        rows = self.plan.sizes[self.source(step)]
+        pieces = zip(message.split(self.lengths(step)), self.like, strict=True)
+        return [piece.view(*x.shape[:2], rows, x.shape[3]) for piece, x in pieces]
 
-        Wider dtypes must stand first, so that every tensor is aligned in the message.
-        """
+    def start(self, message: Tensor, step: int) -> tuple[Any, Tensor]:
+        """Starts to send a message to the next rank, and to receive that of the block of `step`."""
         assert self.plan.group is not None
-        out = torch.cat([x.contiguous().view(-1).view(torch.uint8) for x in sent])
-        lengths = [
-            torch.Size(shape).numel() * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)
-        ]
         send, receive = [0] * self.ranks, [0] * self.ranks
-        send[(self.plan.rank + 1) % self.ranks] = out.numel()
-        receive[(self.plan.rank - 1) % self.ranks] = sum(lengths)
+        send[(self.plan.rank + 1) % self.ranks] = message.numel()
+        receive[(self.plan.rank - 1) % self.ranks] = sum(self.lengths(step))
         if torch.compiler.is_compiling():
-            pending, received = None, wire.exchange(out, receive, send, self.plan.group)
-        else:
-            received = out.new_empty(sum(lengths))
-            pending = wire.all_to_all(received, out, receive, send, self.plan.group, wait=False)
-        parts = zip(received.split(lengths), shapes, dtypes, strict=True)
-        return pending, [part.view(dtype).view(shape) for part, shape, dtype in parts]
+            return None, wire.exchange(message, receive, send, self.plan.group)
+        received = message.new_empty(sum(receive))
+        return wire.all_to_all(received, message, receive, send, self.plan.group, wait=False), received
 
 
 def _wait(pending: Any) -> None:
@@ -321,7 +317,8 @@ class RingAttention(Function):
     """Attention of own queries over keys and values that travel; all ranks of the ring take part.
 
     Every rank sends P - 1 blocks of keys and values in the forward pass. In the backward pass it sends them
-    again, and P - 1 times their gradients, which follow one step behind and end at home.
+    again, and P - 1 times their gradients, which follow one step behind and end at home. Besides q, k, v, the
+    result and their gradients a rank holds two blocks in flight, and in the backward pass two of gradients.
     """
 
     @staticmethod
@@ -329,19 +326,18 @@ class RingAttention(Function):
         wire.remember(ctx)
         ctx.plan = plan
         ring, queries = _Ring(plan, k, v), q.shape[2]
+        last, here, result = ring.ranks - 1, [k, v], None
         ctx.mask_gradient = mask is not None and ctx.needs_input_grad[3]
-        result, here, pending = None, [k, v], None
+        keys = ring.packed(0, here, k.dtype) if last else k
         for step in range(ring.ranks):
-            there: list[Tensor] = []
-            if step < ring.ranks - 1:
-                pending, there = ring.exchange(here, ring.shapes(step + 1), [k.dtype, v.dtype])
+            pending, ahead = ring.start(keys, step + 1) if step < last else (None, keys)
             block = ring.block(step, queries)
             if not block.hidden:
                 part = _forward(q, here[0], here[1], mask, block, mask_gradient=ctx.mask_gradient)
                 result = _merged(result, part, _wide(q.dtype))
-            if there:
+            if step < last:
                 _wait(pending)
-                here = there
+                keys, here = ahead, ring.parts(step + 1, ahead)
         out, lse = result or _nothing(q, v)
         return _kept(ctx, q, k, v, mask, out, lse)
 
@@ -352,43 +348,52 @@ class RingAttention(Function):
         q, k, v, mask, out, lse = ctx.saved_tensors
         ring, wide, queries = _Ring(ctx.plan, k, v), lse.dtype, q.shape[2]
         last, lse, grad = ring.ranks - 1, _finite(lse), grad.contiguous()
-        dq = torch.zeros_like(q, dtype=wide)
+        dq: Tensor | None = None
         dmask = torch.zeros_like(mask, dtype=wide) if ctx.mask_gradient else None
-        here: list[Tensor] = [k, v]
-        home: list[Tensor] = []
-        carried: list[Tensor] = []
+        keys, here = ring.packed(0, [k, v], k.dtype) if last else k, [k, v]
+        own: list[Tensor] = []
+        sums = lse.new_empty(0)  # gradients of the block of this step, from the ranks where it was
         for step in range(ring.ranks):
-            # Keys go ahead for the next step; gradients of the last step's block follow them.
-            sent = [*carried, *(here if step < last else [])]
-            shapes = [
-                *(ring.shapes(step) if carried else []),
-                *(ring.shapes(step + 1) if step < last else []),
-            ]
-            dtypes = [*([wide] * len(carried)), *([k.dtype, v.dtype] if step < last else [])]
-            pending, received = ring.exchange(sent, shapes, dtypes) if sent else (None, [])
+            # Keys go ahead for the next step; gradients of the block of the last step follow it.
+            pending, ahead = ring.start(keys, step + 1) if step < last else (None, keys)
+            behind, sums = ring.start(sums, step) if step > 1 else (None, sums)
             block = ring.block(step, queries)
             parts: list[Tensor] = []
             if not block.hidden:
-                dq_part, *parts, scored = _backward(
+                part, *parts, scored = _backward(
                     grad, q, here[0], here[1], mask, out, lse, block, mask_gradient=ctx.mask_gradient
                 )
-                dq += dq_part
+                dq = part.to(wide) if dq is None else dq.add_(part)
                 if dmask is not None and scored is not None:
                     _add_scores(dmask, scored, block)
-            _wait(pending)
-            arrived, here = received[: len(carried)], received[len(carried) :]
-            summed = ring.summed(step, parts, arrived, wide)
             if step == 0:
-                home = summed
+                own = parts
+            elif step == 1:
+                sums = ring.packed(1, parts, wide)
             else:
-                carried = summed
-        if carried:
-            pending, received = ring.exchange(carried, ring.shapes(0), [wide, wide])
-            _wait(pending)
-            home = ring.summed(0, home, received, wide)
-        dk, dv = home
+                _wait(behind)
+                _accumulate(ring.parts(step, sums), parts)
+            if step < last:
+                _wait(pending)
+                keys, here = ahead, ring.parts(step + 1, ahead)
+            del ahead, parts  # what a name holds the next step cannot reuse
+        del keys, here
+        if last:
+            behind, sums = ring.start(sums, 0)
+            _wait(behind)
+            _accumulate(ring.parts(0, sums), own)
+        else:
+            sums = ring.packed(0, own, wide)
+        dk, dv = ring.parts(0, sums)
+        dq = torch.zeros_like(q, dtype=wide) if dq is None else dq
         dmask = None if dmask is None else dmask.to(mask.dtype)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dmask, None
+
+
+def _accumulate(sums: list[Tensor], parts: list[Tensor]) -> None:
+    """Adds the gradients of a block, of which there may be none, in place."""
+    for total, part in zip(sums, parts, strict=False):
+        total += part
 
 
 def _add_scores(dmask: Tensor, scored: Tensor, block: _Block) -> None:
