@@ -81,6 +81,58 @@ def padding(mesh):
 
 
 @case()
+def circular_padding_serves_what_follows(mesh):
+    """Windows that fit into the halo of the padding exchange nothing, all others exchange for themselves."""
+
+    def windows(kernel, dilation=1, stride=1):
+        return lambda x: F.conv2d(x, random(3, 2, kernel, kernel), stride=stride, dilation=dilation)
+
+    def written(x):
+        y = F.pad(x, (1, 2, 1, 2), "circular")
+        y.add_(x.sum())
+        return windows(4)(y)
+
+    def partly_written(x):
+        y = F.pad(x, (1, 2, 1, 2), "circular")
+        y[0, 0, 5, 5] = 3.0  # one rank has it
+        return windows(4)(y)
+
+    def changed(x):
+        y = F.pad(x, (1, 2, 1, 2), "circular")
+        y.local = y.local * 2
+        return windows(4)(y)
+
+    following = {
+        "as wide": (lambda x: windows(4)(x), 0),
+        "narrower": (lambda x: windows(2)(x), 0),
+        "strided": (lambda x: windows(3, stride=2)(x), 0),
+        "wider": (lambda x: windows(3, dilation=2)(x), 1),
+        "pooled": (lambda x: F.max_pool2d(x, 3, 1), 0),
+        "with zeros": (lambda x: F.avg_pool2d(x, 3, 1, 1), None),
+    }
+    x = random(2, 2, 12, 12)
+    for dim in (2, 3):
+        for name, (after, moved) in following.items():
+            run = lambda x, after=after: after(F.pad(x, (1, 2, 1, 2), "circular"))  # noqa: E731
+            compare(run, mesh, [(x, dim)])
+            with torch.no_grad():
+                padded = F.pad(shard(x, mesh, dim), (1, 2, 1, 2), "circular")
+                with traffic() as there:
+                    after(padded)
+            assert moved is None or len(there) == moved * (mesh.size() > 1), name
+        compare(written, mesh, [(x, dim)])
+        compare(partly_written, mesh, [(x, dim)])
+        part = shard(x, mesh, dim)
+        part.local.requires_grad_(False)
+        close(changed(part), windows(4)(2 * F.pad(x, (1, 2, 1, 2), "circular")))
+        with torch.inference_mode():
+            close(
+                windows(4)(F.pad(part, (1, 2, 1, 2), "circular")),
+                windows(4)(F.pad(x, (1, 2, 1, 2), "circular")),
+            )
+
+
+@case()
 def halo(mesh):
     x = random(2, 7, 3)
     for rows in layouts(mesh, 7):

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from shardtensor._collectives import Interval, Wants, fetch_rows
 from shardtensor._index import wrapped
+from shardtensor._pad import pad_dimension
 from shardtensor._plans import planned
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, unsupported
-from shardtensor._window import pad_dimension
 
 
 def fetch(x: ShardTensor, dim: int, wants: Sequence[Sequence[Interval]]) -> Tensor:

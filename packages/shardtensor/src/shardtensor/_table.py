@@ -22,6 +22,7 @@ from shardtensor import (
     _losses,
     _multihead,
     _normalise,
+    _pad,
     _pointwise,
     _pool,
     _products,
@@ -191,6 +192,7 @@ VIEW: dict[str, Handler] = {
     "fliplr": _views.view(lambda x: _index.flip(x, 1)),
     "flipud": _views.view(lambda x: _index.flip(x, 0)),
     "one_hot": _views.view(_take.one_hot),
+    "glu": _views.view(_rearrange.glu),
 }
 _ADDED: dict[str, Callable[[Any, Any], Any]] = {
     "addmm": torch.matmul,
@@ -263,8 +265,10 @@ JOIN: dict[str, Handler] = {
     "meshgrid": _rearrange.meshgrid,
     "broadcast_tensors": _rearrange.broadcast_tensors,
 }
-ALONG: dict[str, Handler] = {
-    "glu": _views.along(1, -1),
+WRITTEN: dict[str, Handler] = {
+    **{f"{name}_": _put.in_place(_reduce.reduction(REDUCE[name])) for name in ("cumsum", "cumprod")},
+    **{f"{name}_": _put.in_place(VIEW[name]) for name in ("tril", "triu")},
+    **{f"{name}_": _put.in_place(CONTRACT[name]) for name in (*_ADDED,)},
 }
 SPECIAL: dict[str, Handler] = {
     "prelu": _pointwise.prelu,
@@ -305,7 +309,7 @@ SPECIAL: dict[str, Handler] = {
     "conv_transpose1d": _window.transposed_convolution,
     "conv_transpose2d": _window.transposed_convolution,
     "conv_transpose3d": _window.transposed_convolution,
-    "pad": _window.pad,
+    "pad": _pad.pad,
     "interpolate": _interpolate.interpolate,
     "pixel_shuffle": _blocks.pixel_shuffle,
     "pixel_unshuffle": _blocks.pixel_unshuffle,
@@ -386,7 +390,7 @@ def install() -> None:
     _register(QUERY, _pointwise.query)
     for name in RANDOM:
         _register([name], _random.random(name))
-    for table in (VIEW, CONTRACT, INDEX, JOIN, ALONG, SPECIAL, WINDOWS):
+    for table in (VIEW, CONTRACT, INDEX, JOIN, WRITTEN, SPECIAL, WINDOWS):
         for name, handler in table.items():
             _register([name], handler)
     for name, function in REDUCE.items():
@@ -402,8 +406,8 @@ def install() -> None:
     ShardTensor.handlers[F.unfold] = _blocks.unfold
     ShardTensor.handlers[F.fold] = _blocks.fold
     ShardTensor.handlers[torch.autograd.grad] = _gradient
-    for name in ("real", "imag"):
-        setattr(ShardTensor, name, property(getattr(torch, name)))
+    ShardTensor.real = property(lambda x: torch.real(x))  # type: ignore[attr-defined]
+    ShardTensor.imag = property(lambda x: torch.imag(x))  # type: ignore[attr-defined]
     ShardTensor.T = property(lambda x: x.permute(*reversed(range(x.ndim))))  # type: ignore[attr-defined]
     ShardTensor.H = property(_views.adjoint)  # type: ignore[attr-defined]
     ShardTensor.mH = property(_views.adjoint)  # type: ignore[attr-defined]

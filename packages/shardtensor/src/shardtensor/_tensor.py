@@ -96,6 +96,7 @@ class ShardTensor(_Surface):
 
     local: Tensor
     spec: ShardSpec
+    around: Any = None  # of circular padding: rows of neighbours, in `_pad.Around`
 
     handlers: ClassVar[dict[Callable[..., Any], Handler]] = {}
     named_handlers: ClassVar[dict[str, Handler]] = {}
@@ -441,6 +442,7 @@ def dispatch(
         args, kwargs = _constant(args), {name: _constant(value) for name, value in kwargs.items()}
     else:
         current.op = func
+        current.count += 1
         if modes.promotion is not TensorPromotionMode.SILENT:
             _check_promotion(func, args, kwargs)
         if DTensor in map(type, args):

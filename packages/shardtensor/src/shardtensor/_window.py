@@ -1,19 +1,17 @@
-"""Convolution, its transpose and padding: every rank fetches exactly the rows that its windows look at."""
+"""Convolution and its transpose: every rank fetches exactly the rows that its windows look at."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._collectives import Wants, fetch_rows, plan_fetch, shared_all
-from shardtensor._index import slice_, wrapped
+from shardtensor._collectives import Wants, fetch_rows, shared_all
 from shardtensor._overlap import parts_of, run_overlapped
 from shardtensor._plans import planned
 from shardtensor._spec import Sizes, offsets
@@ -92,23 +90,32 @@ def fetch_windows(
     dilation: Sequence[int],
 ) -> Windows:
     """Fetches, along every sharded one of the last dimensions of x, the rows that its windows read."""
-    local, lead = x.local, x.ndim - len(kernel)
+    lead = x.ndim - len(kernel)
     sizes, rims, lows, empty = list(x.spec.sizes), list(padding), [0] * len(kernel), []
-    for m, dim in enumerate(x.spec.dims):
-        if dim is None or dim < lead:
-            continue
-        i = dim - lead
-        counts, wants, edges = plan_windows(
-            cast("Sizes", sizes[m]), kernel[i], stride[i], *padding[i], dilation[i]
+    plans = {
+        m: plan_windows(
+            cast("Sizes", sizes[m]), kernel[i], stride[i], padding[i][0], padding[i][1], dilation[i]
         )
-        local = fetch_rows(local, dim, x.spec, m, wants)
-        rank = x.spec.coordinate[m]
+        for m, i in [(m, dim - lead) for m, dim in enumerate(x.spec.dims) if dim is not None and dim >= lead]
+    }
+    local, here = _fetched_ahead(x, {m: wants for m, (_, wants, _) in plans.items()})
+    for m, (counts, wants, edges) in plans.items():
+        dim, rank = cast("int", x.spec.dims[m]), x.spec.coordinate[m]
+        i = dim - lead
+        local = local if m in here else fetch_rows(local, dim, x.spec, m, wants)
         sizes[m], rims[i] = counts, edges[rank]
         lows[i] = (wants[rank][0][0] if wants[rank] else 0) - edges[rank][0]
         if counts[rank] == 0:
             empty.append(dim)
     local, gone = fill_empty(local, [dim for dim in x.spec.dims if dim is not None and dim < lead])
     return Windows(local, tuple(sizes), tuple(rims), tuple(lows), (*empty, *gone))
+
+
+def _fetched_ahead(x: ShardTensor, wants: Mapping[int, Wants]) -> tuple[Tensor, Container[int]]:
+    """Returns the local part, and the mesh dimensions along which it is already what this rank wants."""
+    if x.around is None or not x.around.serves(x.local, wants):
+        return x.local, ()
+    return x.around.cut(wants), x.around.rows
 
 
 def fill_empty(x: Tensor, dims: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
@@ -158,7 +165,7 @@ def convolution(
 
     lead, spec = x.ndim - spatial, x.spec
     split = [m for m, dim in enumerate(spec.dims) if dim is not None and dim >= lead]
-    if len(split) == 1:
+    if len(split) == 1 and x.around is None:
         m, dim = split[0], cast("int", spec.dims[split[0]])
         i, reach = dim - lead, dilation[dim - lead] * (kernel[dim - lead] - 1) + 1
         before, after = padding[i]
@@ -278,142 +285,3 @@ def pad_uneven(x: Tensor, pads: Sequence[tuple[int, int]]) -> tuple[Tensor, list
     if any(any(pad) for pad in explicit):
         x = F.pad(x, [n for pad in reversed(explicit) for n in pad])
     return x, [0 if pad[0] != pad[1] else pad[0] for pad in pads]
-
-
-def pad(
-    _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> ShardTensor:
-    """F.pad: along a sharded dimension only the ranks that own the edges grow."""
-    named = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | dict(kwargs)
-    widths, mode = named["pad"], named.get("mode", "constant")
-    x: ShardTensor = named["input"]
-    if x.spec.partial:
-        raise unsupported("pad", args, kwargs, "the tensor is a pending sum")
-    if mode not in ("constant", "reflect", "replicate", "circular"):
-        raise ValueError(f"mode must be constant, reflect, replicate or circular, got {mode!r}")
-    rims = {x.ndim - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
-    inner = [0 if x.ndim - 1 - i // 2 in x.spec.dims else n for i, n in enumerate(widths)]
-    if mode == "constant" and any(inner):
-        x = place(F.pad(x.local, inner, value=named.get("value")), x.spec, x.spec.dims, x.spec.sizes)
-    for dim, (before, after) in rims.items():
-        if (before, after) != (0, 0) and (dim in x.spec.dims or mode != "constant"):
-            x = pad_dimension(x, dim, before, after, mode, named.get("value") or 0.0)
-    return x
-
-
-def pad_dimension(
-    x: ShardTensor,
-    dim: int,
-    before: int,
-    after: int,
-    mode: str,
-    value: float = 0.0,
-    change: Callable[[Tensor], Tensor] | None = None,
-) -> ShardTensor:
-    """Pads one dimension, sharded or not.
-
-    Args:
-        x: the tensor.
-        dim: the dimension.
-        before: rows to add before it.
-        after: rows to add after it.
-        mode: one of F.pad, or symmetric: reflect that repeats the edge.
-        value: of constant padding.
-        change: is applied to the new rows, those before and after together.
-    """
-    if before < 0 or after < 0:
-        if mode != "constant":
-            raise ValueError(f"negative padding needs mode='constant', got {mode!r}")
-        x = slice_(x, dim, slice(max(0, -before), x.shape[dim] - max(0, -after)))
-        before, after = max(before, 0), max(after, 0)
-    _check_width(mode, before, after, x.shape[dim])
-    if dim not in x.spec.dims:
-        ends = [_take(x.local, dim, rows) for rows in _rim_rows(mode, before, after, x.shape[dim])]
-        rims = [_rim(x.local, dim, *rim, mode, value) for rim in zip((before, after), ends, strict=True)]
-        local = _between(rims, x.local, dim, change)
-        return place(local, x.spec, x.spec.dims, x.spec.sizes)
-    m = x.spec.dims.index(dim)
-    sizes = cast("Sizes", x.spec.sizes[m])
-    grown, wants, widths = plan_padding(sizes, before, after, mode)
-    rank = x.spec.coordinate[m]
-    top, bottom = widths[rank]
-    rows = fetch_rows(x.local, dim, x.spec, m, wants)
-    # A rank that only serves rows keeps its empty rim in the graph: the backward of the fetch is a collective
-    # too.
-    if (top, bottom) != (0, 0) or not plan_fetch(sizes, wants, rank).quiet:
-        ends = rows.split(
-            [sum(b - a for a, b in part) for part in _rim_rows(mode, top, bottom, sum(sizes))], dim
-        )
-        rims = [_rim(x.local, dim, *rim, mode, value) for rim in zip((top, bottom), ends, strict=True)]
-        local = _between(rims, x.local, dim, change)
-    else:
-        local = x.local
-    return place(
-        local, x.spec, x.spec.dims, tuple(grown if i == m else n for i, n in enumerate(x.spec.sizes))
-    )
-
-
-def _between(
-    rims: Sequence[Tensor], x: Tensor, dim: int, change: Callable[[Tensor], Tensor] | None
-) -> Tensor:
-    if change is not None:
-        rims = change(torch.cat(list(rims), dim)).split([rim.shape[dim] for rim in rims], dim)
-    return torch.cat([rims[0], x, rims[1]], dim)
-
-
-@planned
-def plan_padding(
-    sizes: Sizes, before: int, after: int, mode: str
-) -> tuple[Sizes, Wants, tuple[tuple[int, int], ...]]:
-    """Returns rows per rank after padding, the rows each rank copies, and the rows it adds (above, below).
-
-    The ranks that own the first and the last row own the padding beyond them.
-    """
-    extent = sum(sizes)
-    holders = [rank for rank, rows in enumerate(sizes) if rows] or [0]
-    widths, wants, grown = [], [], []
-    for rank, rows in enumerate(sizes):
-        top, bottom = before * (rank == holders[0]), after * (rank == holders[-1])
-        above, below = _rim_rows(mode, top, bottom, extent)
-        wants.append((*above, *below))
-        widths.append((top, bottom))
-        grown.append(top + rows + bottom)
-    return tuple(grown), tuple(wants), tuple(widths)
-
-
-def _rim_rows(mode: str, before: int, after: int, extent: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Returns the intervals of rows from which the padding above and below is made."""
-    if mode == "reflect":
-        above, below = (1, 1 + before), (extent - 1 - after, extent - 1)
-    elif mode == "replicate":
-        above, below = (0, 1), (extent - 1, extent)
-    elif mode == "symmetric":
-        above, below = (0, before), (extent - after, extent)
-    elif mode == "circular":
-        return wrapped(-before, 0, extent), wrapped(extent, extent + after, extent)
-    else:
-        return (), ()
-    return ((above,) if before else ()), ((below,) if after else ())
-
-
-def _rim(own: Tensor, dim: int, width: int, rows: Tensor, mode: str, value: float) -> Tensor:
-    if mode == "constant":
-        shape = list(own.shape)
-        shape[dim] = width
-        return own.new_full(shape, value)
-    if mode == "replicate" and width:
-        return rows.expand(*(width if d == dim else -1 for d in range(own.ndim)))
-    return rows.flip(dim) if mode in ("reflect", "symmetric") else rows
-
-
-def _take(x: Tensor, dim: int, intervals: Sequence[tuple[int, int]]) -> Tensor:
-    parts = [x.narrow(dim, start, stop - start) for start, stop in intervals]
-    return torch.cat(parts, dim) if parts else x.narrow(dim, 0, 0)
-
-
-def _check_width(mode: str, before: int, after: int, extent: int) -> None:
-    most = {"reflect": extent - 1, "symmetric": extent, "circular": extent}.get(mode)
-    if (most is not None and max(before, after) > most) or (mode == "replicate" and extent == 0):
-        raise RuntimeError(
-            f"{mode} padding ({before}, {after}) is wider than a dimension of extent {extent} allows"
-        )

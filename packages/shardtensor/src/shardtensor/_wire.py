@@ -32,9 +32,11 @@ class Group:
     name: str
 
     def size(self) -> int:
+        """Number of ranks."""
         return self.group.size()
 
     def rank(self) -> int:
+        """The number of this rank in the group."""
         return self.group.rank()
 
 
@@ -119,12 +121,18 @@ _records: list[Traffic] = []
 
 
 class _Current:
-    """The operation that runs now, for records and errors; backwards restore that of their forward."""
+    """The operation that runs now, for records and errors; backwards restore that of their forward.
 
-    __slots__ = ("op",)
+    Attributes:
+        op: the function.
+        count: of operations so far, the same on every rank; backwards do not count.
+    """
+
+    __slots__ = ("count", "op")
 
     def __init__(self) -> None:
         self.op: str | Callable[..., Any] = ""
+        self.count = 0
 
     @property
     def name(self) -> str:
@@ -142,6 +150,7 @@ def remember(ctx: Any) -> None:
 
 
 def recall(ctx: Any) -> None:
+    """Makes the operation that `remember` noted the present one."""
     if not torch.compiler.is_compiling():
         current.op = ctx.op
 
@@ -158,6 +167,7 @@ class Pending:
     fail: Callable[[Exception], CommunicationError]
 
     def wait(self) -> None:
+        """Waits for the collective; raises CommunicationError where it failed."""
         try:
             if self.work is not None:
                 self.work.wait()
@@ -167,6 +177,7 @@ class Pending:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def reduce_name(op: Any) -> str:
+    """Returns the name of one of torch's reductions, as `all_reduce` of compiled graphs takes it."""
     return str(op).rpartition(".")[2]
 
 
