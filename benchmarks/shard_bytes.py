@@ -120,7 +120,7 @@ ITEMS = {
     "interpolate to (40, 20), corners": interpolate(size=(40, 20), mode="bilinear", align_corners=True),
     "roll by 5": Item(lambda x: x.roll(5, 2)),
     "flip": Item(lambda x: x.flip(2)),
-    "pad circular 2": Item(lambda x: F.pad(x, (0, 0, 2, 2), mode="circular")),
+    "pad circular 2 (with a convolution's halo)": Item(lambda x: F.pad(x, (0, 0, 2, 2), mode="circular")),
     "cat of 2, in place of order": Item(lambda x, y: torch.cat([x, y], 2), inputs=(FIELD, FIELD)),
     "x[:, :, 8:40]": Item(lambda x: x[:, :, 8:40]),
     "redistribute Shard(2) to Shard(1)": Item(

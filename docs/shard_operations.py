@@ -42,9 +42,9 @@ def samples() -> dict[str, list[Any]]:
     return found
 
 
-def counts(limits: Iterable[int | Callable[[int], int] | None]) -> str:
+def counts(limits: Iterable[int | Callable[[int], int]]) -> str:
     """Returns numbers of collectives as "0" or "0-2"; a dash for none."""
-    known = {limit(RANKS) if callable(limit) else limit for limit in limits if limit is not None}
+    known = {limit(RANKS) if callable(limit) else limit for limit in limits}
     if not known:
         return "–"
     return f"{min(known)}" if len(known) == 1 else f"{min(known)}–{max(known)}"

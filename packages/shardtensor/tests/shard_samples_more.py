@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from shard_samples import Sample
+from shard_samples import Layout, Sample
 from shard_samples_contract import matrix
 from torch import Tensor
 
@@ -86,6 +86,19 @@ def _attend(x: Any, into: Any, bias: Any, out: Any) -> Any:
     )[0]
 
 
+def written(
+    op: str, *args: Any, shapes: tuple[tuple[int, ...], ...], dims: tuple[Layout, ...], **counts: int
+) -> Sample:
+    """A method that writes its result to the tensor itself."""
+
+    def run(x: Any, *rest: Any) -> Any:
+        y = x * 1
+        assert getattr(y, op)(*rest, *args) is y
+        return y
+
+    return Sample(op=op, run=run, inputs=shapes, dims=dims, **counts)
+
+
 SAMPLES = [
     *(asked(op) for op in ("is_floating_point", "is_complex", "element_size", "get_device", "is_contiguous")),
     *(made(op, (3,)) for op in ("new_zeros", "new_ones")),
@@ -123,8 +136,27 @@ SAMPLES = [
     ),
     Sample(op="scatter_", run=_rows, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
     Sample(op="scatter_reduce_", run=_largest, inputs=((4, 7), (3, 7)), dims=((1, 1),)),
+    written("cumsum_", 1, shapes=((4, 7, 3),), dims=((1,),), forward=1, backward=1),
+    written("cumsum_", 0, shapes=((4, 7, 3),), dims=((1,),)),
+    written("cumprod_", -1, shapes=((3, 7),), dims=((1,),), forward=1, backward=1),
+    written("tril_", shapes=((6, 7),), dims=((0,), (1,))),
+    written("triu_", 1, shapes=((6, 7),), dims=((0,), (1,))),
+    written("addmm_", shapes=((6, 5), (6, 8), (8, 5)), dims=((0, 0, None), (1, None, 1)), backward=1),
+    written("addmv_", shapes=((6,), (6, 8), (8,)), dims=((0, 0, None),), backward=1),
+    written("addbmm_", shapes=((6, 5), (4, 6, 8), (4, 8, 5)), dims=((0, 1, None),), backward=1),
+    written("baddbmm_", shapes=((4, 6, 5), (4, 6, 8), (4, 8, 5)), dims=((0, 0, 0),)),
+    written("addr_", shapes=((6, 5), (6,), (5,)), dims=((0, 0, None),), backward=1),
     # the rest
     alike("glu", lambda x: F.glu(torch.cat([x, x.sin()], 1), 1), dims=((0,), (2,)), grid=(((0, 2),),)),
+    Sample(
+        op="glu",
+        run=lambda x: F.glu(x, 1),
+        inputs=((4, 14, 3),),
+        dims=((1,),),
+        grid=(((0, 1),), ((1, 2),)),
+        forward=1,
+        backward=1,
+    ),
     alike("__matmul__", lambda x: x @ torch.ones(3, 2).to(x.dtype), dims=((0,), (1,))),
     alike("__rmatmul__", lambda x: torch.ones(2, 7).to(x.dtype) @ x, dims=((0,), (2,)), grid=(((0, 2),),)),
     alike(

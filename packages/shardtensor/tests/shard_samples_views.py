@@ -20,6 +20,7 @@ def moves(op: str, run: Run, shape: tuple[int, ...], *dims: int, **more: Any) ->
     return free(op, run, shape, *dims, **({"forward": 1, "backward": 1} | more))
 
 
+REPEATS = torch.tensor([1, 0, 2, 0, 3, 1, 1])
 SAMPLES = [
     free("permute", lambda x: x.permute(0, 2, 1), (2, 7, 6), 0, 1, 2, grid=[(1, 2)]),
     free("permute", lambda x: torch.permute(x, dims=(2, 0, -2)), (2, 7, 6), 0, 1, 2, grid=[(2, 0)]),
@@ -90,6 +91,17 @@ SAMPLES = [
     free("repeat_interleave", lambda x: x.repeat_interleave(2, dim=1), (4, 7), 0, 1, grid=[(0, 1)]),
     free("repeat_interleave", lambda x: torch.repeat_interleave(x, 2), (4, 7), 0),
     free("repeat_interleave", lambda x: x.repeat_interleave(torch.tensor([1, 0, 2]), 1), (5, 3), 0),
+    free("repeat_interleave", lambda x: x.repeat_interleave(REPEATS, 1), (4, 7), 1, grid=[(0, 1), (1, 0)]),
+    free("repeat_interleave", lambda x: x.repeat_interleave(REPEATS, 0, output_size=8), (7, 4), 0),
+    free("repeat_interleave", lambda x: x.repeat_interleave(torch.tensor([2]), 0), (7, 4), 0, 1),
+    Sample(
+        op="repeat_interleave",
+        run=lambda x, n: x.repeat_interleave(n.long().abs(), 1),
+        inputs=((4, 7), (7,)),
+        dims=((1, 0), (0, 0)),
+        grid=(((1, 0), (0, None)), ((0, None), (None, 0))),
+        forward=1,
+    ),
     free("unfold", lambda x: x.unfold(1, 3, 2), (4, 7), 0),
     moves("unfold", lambda x: x.unfold(1, 3, 1), (4, 9), 1, grid=[(0, 1)]),
     moves("unfold", lambda x: x.unfold(0, 5, 2), (13, 2), 0),

@@ -1,11 +1,14 @@
 """Samples of operations on windows: convolution, padding, pooling, resampling."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from shard_samples import Sample
 from torch import Tensor
+
+from shardtensor import chunk_sizes
 
 
 def convolutions() -> list[Sample]:
@@ -143,13 +146,25 @@ def transposed() -> list[Sample]:
     return samples
 
 
+def _reflected(extent: int, before: int, after: int) -> Callable[[int], int]:
+    """Returns whether rows move: where the first or the last rank lacks rows that mirror the padding."""
+
+    def moved(ranks: int) -> int:
+        sizes = chunk_sizes(extent, ranks)
+        return int(before >= sizes[0] or after >= sizes[-1])
+
+    return moved
+
+
 def paddings() -> list[Sample]:
     samples = []
     for mode in ("constant", "reflect", "replicate", "circular"):
         for width in ((1, 2, 3, 2), (0, 0, 4, 0), (5, 5, 5, 5)):
-            moved = int(mode == "circular" or (mode == "reflect" and width == (5, 5, 5, 5)))
             for dim in (2, 3):
-                used = moved and any(width[2 * (3 - dim) : 2 * (3 - dim) + 2])
+                before, after = width[2 * (3 - dim) : 2 * (3 - dim) + 2]
+                moved: int | Callable[[int], int] = int(mode == "circular" and bool(before or after))
+                if mode == "reflect":
+                    moved = _reflected((13, 12)[dim - 2], before, after)
                 samples.append(
                     Sample(
                         op="pad",
@@ -157,8 +172,9 @@ def paddings() -> list[Sample]:
                         inputs=((2, 3, 13, 12),),
                         dims=((dim,),),
                         grid=(((2, 3),),) if dim == 2 else (),
-                        forward=int(used) if mode == "circular" else None,
-                        backward=int(used) if mode == "circular" else None,
+                        forward=moved,
+                        backward=moved,
+                        uneven=int(mode in ("reflect", "circular")),
                     )
                 )
     samples += [
@@ -181,10 +197,9 @@ def paddings() -> list[Sample]:
 
 
 def _modules() -> list[Sample]:
-    """Modules as users have them; a circular one pads by one exchange and convolves by another."""
+    """Modules as users have them, all with one exchange."""
     samples = []
     for mode in ("zeros", "reflect", "replicate", "circular"):
-        moved = int(mode == "circular")
         layer = torch.nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
 
         def run(x: Any, w: Any, b: Any, layer: torch.nn.Module = layer) -> Any:
@@ -198,8 +213,8 @@ def _modules() -> list[Sample]:
                 dims=((2,), (3,)),
                 grid=(((2, 3),),),
                 weights=((3, 2, 3, 3), (3,)),
-                forward=1 + moved,
-                backward=2 + moved,
+                forward=1,
+                backward=2,
             )
         )
     return samples
@@ -235,7 +250,7 @@ def poolings() -> list[Sample]:
                         grid=(((2, 3),), ((3, 1),)) if i == 0 else (),
                         forward=straddles,
                         backward=straddles,
-                        uneven=1 - straddles,
+                        uneven=1,
                         make=make,
                     )
                 )
@@ -253,7 +268,7 @@ def poolings() -> list[Sample]:
                         grid=(((2, 3),), ((3, 1),)) if i == 0 else (),
                         forward=straddles,
                         backward=straddles,
-                        uneven=1 - straddles,
+                        uneven=1,
                     )
                 )
     samples += [
@@ -265,7 +280,7 @@ def poolings() -> list[Sample]:
             grid=grid,
             forward=moved,
             backward=moved,
-            uneven=1 - moved,
+            uneven=1,
             bf16="3d" not in op,
         )
         for op, run, shape, dims, grid, moved in (
@@ -335,7 +350,7 @@ def adaptive() -> list[Sample]:
                     grid=(((2, 3),), ((3, 1),)),
                     forward=moved,
                     backward=moved,
-                    uneven=1 - moved,
+                    uneven=1,
                     make=make,
                 )
             )
@@ -346,7 +361,7 @@ def adaptive() -> list[Sample]:
                 inputs=((2, 2, rows, 11),),
                 dims=((2,),),
                 grid=(((2, 3),), ((3, 1),)),
-                uneven=1 - moved,
+                uneven=1,
                 forward=moved,
                 backward=moved,
             )
@@ -459,6 +474,19 @@ def adaptive() -> list[Sample]:
     return samples
 
 
+def _straddling(run: Callable[[Tensor], Tensor], extent: int, width: int) -> Callable[[int], int]:
+    """Returns whether rows move: where an output reads rows that the owner of its centre does not hold."""
+
+    def moved(ranks: int) -> int:
+        rows = torch.eye(extent, dtype=torch.float64).view(extent, 1, extent, 1).expand(-1, -1, -1, width)
+        reads = (run(rows) != 0).any(3).squeeze(1).T  # (outputs, rows)
+        owner = torch.arange(ranks).repeat_interleave(torch.tensor(chunk_sizes(extent, ranks)))
+        centre = (2 * torch.arange(len(reads)) + 1) * extent // (2 * len(reads))
+        return int((reads & (owner != owner[centre].unsqueeze(1))).any())
+
+    return moved
+
+
 def resamplings() -> list[Sample]:
     """Every mode up and down, by sizes and by factors that do and do not divide the rows."""
     samples = []
@@ -490,16 +518,22 @@ def resamplings() -> list[Sample]:
             differs = "antialias" in mode or mode["mode"] == "bicubic"
             if differs and size == {"scale_factor": (1.04, 1.06)}:
                 continue  # torch 2.13 ignores factors that change no extent in one of the two passes
+
+            def run(x: Tensor, options: dict[str, Any] = size | mode) -> Tensor:
+                return F.interpolate(x, **options)
+
+            moved = _straddling(run, 24, 13)
             samples.append(
                 Sample(
                     op="interpolate",
-                    run=lambda x, o=size | mode: F.interpolate(x, **o),
+                    run=run,
                     bf16="antialias" not in mode,
                     inputs=((2, 2, 24, 13),),
                     dims=((2,),),
                     grid=(((2, 3),), ((3, 0),)),
-                    forward=None,
-                    backward=None,
+                    forward=moved,
+                    backward=moved,
+                    uneven=1,
                 )
             )
     samples += [
@@ -511,7 +545,7 @@ def resamplings() -> list[Sample]:
             grid=grid,
             forward=moved,
             backward=moved,
-            uneven=1 - moved,
+            uneven=1,
         )
         for shape, dims, grid, moved, options in (
             ((4, 3, 6, 8), ((0,), (1,)), (((0, 1),),), 0, {"scale_factor": 2, "mode": "bilinear"}),
@@ -554,7 +588,7 @@ def blocks() -> list[Sample]:
             grid=grid,
             forward=moved,
             backward=moved,
-            uneven=1 - moved,
+            uneven=1,
         )
         for op, run, shape, dims, grid, moved in (
             (

@@ -51,8 +51,6 @@ def refusals_name_the_way_out(mesh):
         ("plain tensor", lambda: random(6, 7, 2).__setitem__(0, x[0])),
         ("does not split the tensor", lambda: x[0].redistribute([Replicate()]).__setitem__(..., x[1])),
         (r"\[Shard\(0\)\]", lambda: x.flatten(0, 1)),
-        ("depend on data", lambda: x.repeat_interleave(torch.tensor([1] * 7), 1)),
-        ("num_classes", lambda: F.one_hot(shard(torch.arange(6), mesh, 0))),
         (
             "all indices at once",
             lambda: F.embedding(shard(torch.arange(6), mesh, 0), random(6, 2), max_norm=1.0),
@@ -115,9 +113,48 @@ def extents_and_indices_are_checked_globally(mesh):
         lambda: x.hsplit(2),
         lambda: torch.addmm(random(2, 4), x, random(3, 4)),
         lambda: torch.outer(x, x),
+        lambda: x.repeat_interleave(torch.tensor([1, 2, 3]), 0),
+        lambda: x.repeat_interleave(torch.tensor([2, -1] * parts), 0),
+        lambda: x.repeat_interleave(torch.tensor([2]), 0, output_size=3),
+        lambda: F.one_hot(shard(torch.zeros(0, dtype=torch.long), mesh, 0)),
     ):
         with pytest.raises((RuntimeError, IndexError)):
             function()
+
+
+@case()
+def indices_out_of_range_raise_as_torch_does(mesh):
+    """Negative ones too, where torch does not count them from the end; along any dimension."""
+    x, source = random(6, 3), random(2, 3, seed=1)
+    for bad in (-1, -7, 6):
+        index = torch.tensor([1, bad])
+        column = index.unsqueeze(1).expand(2, 3)
+        for function in (
+            lambda x, at, _: x.index_select(0, at),
+            lambda x, _, column: x.gather(0, column),
+            lambda x, at, _: F.embedding(at, x),
+            lambda x, at, _: x.index_add(0, at, source),
+            lambda x, at, _: x.index_copy(0, at, source),
+            lambda x, _, column: x.scatter(0, column, source),
+            lambda x, _, column: x.scatter_add(0, column, source),
+            lambda x, _, column: x.scatter_reduce(0, column, source, "sum"),
+            lambda x, at, _: x[at],
+            lambda x, at, _: x[:, 0].take(at),
+            lambda x, at, _: x.index_fill(0, at, 0.0),
+            lambda x, at, _: x.index_put((at,), source),
+        ):
+            try:
+                want = function(x, index, column)
+            except (RuntimeError, IndexError) as error:
+                for dim in (0, 1):
+                    with pytest.raises(type(error)):
+                        function(shard(x, mesh, dim), index, column)
+            else:
+                close(function(shard(x, mesh, 0), index, column), want)
+    for dim in (0, 1):  # torch < 2.13 refuses these
+        if torch.__version__ >= "2.13" or dim == 0:
+            back = torch.take_along_dim(shard(x, mesh, dim), torch.tensor([[-1], [-6]]), 0)
+            close(back, x[[5, 0]])
 
 
 @case()

@@ -20,7 +20,6 @@ def refusals_name_the_way_out(mesh):
     classes = shard(random(4, 7), mesh, 1)
     plane = shard(random(6, 8), mesh, 0)
     for message, function in (
-        ("glu", lambda: F.glu(x, 1)),
         ("group is spread", lambda: F.group_norm(shard(random(2, 6, 3), mesh, 1, _uneven(mesh)), 2)),
         ("channels", lambda: F.local_response_norm(x, 2)),
         ("weight", lambda: F.layer_norm(x, (7, 2), shard(random(7, 2), mesh, 0))),
@@ -46,6 +45,7 @@ def refusals_name_the_way_out(mesh):
         lambda: F.group_norm(x, 2),
         lambda: F.layer_norm(x, (5,)),
         lambda: x.topk(8, 1),
+        lambda: F.glu(x, 1),
         lambda: shard(random(0, 3), mesh, 0).max(0),
         lambda: x.softmax(3),
     ):
@@ -222,10 +222,20 @@ def gradients_of_gradients(mesh):
 
 @case("2", "3")
 def classes_that_do_not_exist(mesh):
-    """One process raises; ranks that hold other classes can not, so the loss is no number."""
-    x = shard(random(4, 6), mesh, 1)
-    assert F.cross_entropy(x, torch.tensor([0, 6, 1, 2])).local.isnan()
-    assert not F.cross_entropy(x, torch.tensor([0, -100, 1, 2])).local.isnan()
+    """All ranks raise what one process raises, whichever classes they hold."""
+    whole = random(4, 6)
+    x = shard(whole, mesh, 1)
+    for loss in (F.cross_entropy, F.nll_loss):
+        for bad in (6, -1, -100):
+            target = torch.tensor([0, bad, 1, 2])
+            for labels in (target, shard(target, mesh, 0).redistribute([Replicate()])):
+                if bad == -100:
+                    close(loss(x, labels), loss(whole, target))
+                    continue
+                with pytest.raises(IndexError, match="out of range"):
+                    loss(x, labels)
+        target = torch.tensor([0, 9, 1, 2])
+        close(loss(x, target, ignore_index=9), loss(whole, target, ignore_index=9))
 
 
 @case("2", "3")

@@ -85,6 +85,13 @@ def align(
     return Aligned(parts, spec, tuple(label for label, _ in split), tuple(sizes for _, sizes in split))
 
 
+def mesh_dim(x: Operand | None, dim: int) -> int | None:
+    """Returns the mesh dimension that splits dimension `dim` of x; None where x is whole along it."""
+    if not isinstance(x, ShardTensor) or dim not in x.spec.dims:
+        return None
+    return x.spec.dims.index(dim)
+
+
 def broadcast_axes(shapes: Sequence[Sequence[int]]) -> list[Labels]:
     """Returns labels that align trailing dimensions; label d is dimension d of the broadcast result."""
     ndim = max(len(shape) for shape in shapes)

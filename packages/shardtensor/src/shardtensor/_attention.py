@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import Aligned, Label, Labels, Operand, align
+from shardtensor._align import Aligned, Label, Labels, Operand, align, mesh_dim
 from shardtensor._collectives import Wants, fetch_rows, gather, own_rows, shared, swap_rows
 from shardtensor._plans import planned
 from shardtensor._random import next_draw
@@ -161,19 +161,19 @@ def _attend(call: _Call) -> ShardTensor:
     ndim, rows = q.ndim, q.ndim - 2
     cut: dict[int, tuple[int, Sizes]] = {}  # mesh dimensions of the result that alignment does not see
     if call.grouped:
-        on_heads, ratio = _mesh_dim(q, ndim - 3), q.shape[-3] // k.shape[-3]
+        on_heads, ratio = mesh_dim(q, ndim - 3), q.shape[-3] // k.shape[-3]
         sizes = _sizes_of(q, on_heads) if on_heads is not None else ()
-        lone = on_heads is None and not _mesh_dim(k, ndim - 3) is _mesh_dim(v, ndim - 3) is None
+        lone = on_heads is None and not mesh_dim(k, ndim - 3) is mesh_dim(v, ndim - 3) is None
         if lone or any(n % ratio for n in sizes):
             return _attend(replace(call, k=_repeated(k, ratio), v=_repeated(v, ratio), grouped=False))
         if on_heads is not None:
             q, k, v = _by_heads(call, spec, on_heads, sizes, ratio)
             cut[on_heads] = (ndim - 3, sizes)
-    over_q, over_k = _mesh_dim(q, rows), _mesh_dim(k, rows)
-    over_k = _mesh_dim(v, rows) if over_k is None else over_k
+    over_q, over_k = mesh_dim(q, rows), mesh_dim(k, rows)
+    over_k = mesh_dim(v, rows) if over_k is None else over_k
     if over_k is None:
         return _wrap(call, spec, *_over_whole_keys(call, q, k, v, mask, spec, cut), cut)
-    extents = _sizes_of(k if _mesh_dim(k, rows) is not None else v, over_k)
+    extents = _sizes_of(k if mesh_dim(k, rows) is not None else v, over_k)
     k, v = (_own(x, rows, spec, over_k, extents, call) for x in (k, v))
     if over_q == over_k:
         sizes = _sizes_of(q, over_k)
@@ -200,12 +200,6 @@ def _wrap(call: _Call, spec: ShardSpec, aligned: Aligned, out: Tensor, cut: Cut)
     for m, (dim, extents) in cut.items():
         dims, sizes = replaced(dims, m, dim), replaced(sizes, m, extents)
     return place(wrapped.local, spec, dims, sizes) if cut else wrapped
-
-
-def _mesh_dim(x: Operand | None, dim: int) -> int | None:
-    if not isinstance(x, ShardTensor) or dim not in x.spec.dims:
-        return None
-    return x.spec.dims.index(dim)
 
 
 def _sizes_of(x: Any, m: int) -> Sizes:
@@ -495,7 +489,7 @@ def _method(call: _Call, q: Operand, ranks: int, *, fixed: bool) -> Method:
     if chosen != "auto":
         return chosen
     size, heads = q.dtype.itemsize, call.k.shape[-3] if call.k.ndim > 2 else 1
-    over_heads = _mesh_dim(q, q.ndim - 3)
+    over_heads = mesh_dim(q, q.ndim - 3)
     if over_heads is not None:
         heads = heads * min(_sizes_of(q, over_heads)) // max(q.shape[-3], 1)
     widths = call.q.shape[-1] + call.v.shape[-1]

@@ -86,7 +86,7 @@ def unfold(
         for key, default in (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1))
     )
     global_shape(F.unfold, tuple(x.shape), kernel, dilation, padding, stride)
-    windows = fetch_windows(x, kernel, stride, [(p, p) for p in padding], dilation)
+    windows = fetch_windows(x, kernel, stride, [(p, p) for p in padding], dilation, zeros=True)
     local, even = pad_uneven(windows.local, windows.rims)
     out = windows.crop(F.unfold(local, kernel, dilation, tuple(even), stride))
     columns = (x.shape[-1] + 2 * padding[1] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from shardtensor._align import align, broadcast_axes
 from shardtensor._index import select, slice_
 from shardtensor._put import put, trimmed
+from shardtensor._reduce import refuse_in_graph
 from shardtensor._take import take, take_rows
 from shardtensor._tensor import ShardTensor, unsupported
 
@@ -119,6 +120,7 @@ def _check_mask(x: Any, dim: int, mask: Any) -> None:
     dims = x.spec.dims if isinstance(x, ShardTensor) else ()
     if isinstance(mask, ShardTensor) or any(d in covered for d in dims):
         raise unsupported("indexing", (x, mask), {}, "the extent of x[mask] would depend on data", _MASKS)
+    refuse_in_graph("indexing", (x, mask), "the extent of x[mask]", _MASKS)
     _check_extents(x, dim, mask)
 
 

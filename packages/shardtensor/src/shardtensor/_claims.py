@@ -83,6 +83,7 @@ def _ask(group: Group, mine: list[int], device: torch.device) -> list[list[int]]
 
 
 def global_shape_of(local: Tensor, placements: Sequence[Placement], sizes: Mapping[int, Sizes]) -> list[int]:
+    """Returns the global shape that a local part and the rows of all ranks make; ValueError if any lack."""
     shape = list(local.shape)
     for m, placement in enumerate(placements):
         if isinstance(placement, Shard):

@@ -38,7 +38,7 @@ class FetchPlan(NamedTuple):
         send: for every destination the pieces (start, length) of the own shard that it receives.
         send_rows: rows for every destination.
         receive: rows that come from every source.
-        build: the output in order, as (received?, start, length).
+        build: the output in order, as (received?, start, length); rows of zeros where the first is None.
         quiet: no rank sends anything.
     """
 
@@ -46,13 +46,15 @@ class FetchPlan(NamedTuple):
     send: tuple[tuple[tuple[int, int], ...], ...]
     send_rows: Sizes
     receive: Sizes
-    build: tuple[tuple[bool, int, int], ...]
+    build: tuple[tuple[bool | None, int, int], ...]
     quiet: bool
 
 
 @planned
-def plan_fetch(sizes: Sizes, wants: Wants, rank: int) -> FetchPlan:
+def plan_fetch(sizes: Sizes, wants: Wants, rank: int, rim: tuple[int, int] = (0, 0)) -> FetchPlan:
     """Returns the plan by which `rank` gets the global rows wants[rank], and serves the other ranks theirs.
+
+    Zeros are added before and after what it gets, as many rows as `rim` says.
 
     Raises:
         ValueError: an interval leaves [0, sum(sizes)), or `wants` does not have one entry per rank.
@@ -73,10 +75,11 @@ def plan_fetch(sizes: Sizes, wants: Wants, rank: int) -> FetchPlan:
     for source, _, length in pieces[rank]:
         receive[source] += length if source != rank else 0
     cursor = list(offsets(tuple(receive)))
-    build = []
+    build: list[tuple[bool | None, int, int]] = []
     for source, start, length in pieces[rank]:
         build.append((source != rank, start if source == rank else cursor[source], length))
         cursor[source] += length
+    build = [(None, 0, n) for n in rim[:1] if n] + build + [(None, 0, n) for n in rim[1:] if n]
     quiet = all(source == asker for asker, asked in enumerate(pieces) for source, _, _ in asked)
     send_rows = tuple(sum(length for _, length in asked) for asked in send)
     return FetchPlan(sizes[rank], send, send_rows, tuple(receive), tuple(build), quiet)
@@ -93,7 +96,13 @@ def _pieces(sizes: Sizes, want: tuple[Interval, ...]) -> list[tuple[int, int, in
 
 
 def fetch_rows(
-    x: Tensor, dim: int, spec: ShardSpec, mesh_dim: int, wants: Wants, sizes: Sizes | None = None
+    x: Tensor,
+    dim: int,
+    spec: ShardSpec,
+    mesh_dim: int,
+    wants: Wants,
+    sizes: Sizes | None = None,
+    rim: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Returns the global rows wants[rank] of tensor dimension `dim`, which mesh dimension `mesh_dim` splits.
 
@@ -107,11 +116,12 @@ def fetch_rows(
         mesh_dim: mesh dimension over which rows are exchanged.
         wants: the intervals of every rank.
         sizes: rows of every rank, when they are not spec.sizes[mesh_dim].
+        rim: rows of zeros to add before and after those of this rank.
     """
     rows = sizes or spec.sizes[mesh_dim]
     if rows is None:
         raise ValueError(f"mesh dimension {mesh_dim} splits no tensor dimension: {spec.describe()}")
-    plan = plan_fetch(rows, wants, spec.coordinate[mesh_dim])
+    plan = plan_fetch(rows, wants, spec.coordinate[mesh_dim], rim)
     if plan.quiet:
         return _assemble(x, None, dim, plan)
     return linear(x, _run_fetch, _run_return, (dim, plan, spec.groups[mesh_dim]))
@@ -153,13 +163,17 @@ def _exchange(
 def _assemble(x: Tensor, received: Tensor | None, dim: int, plan: FetchPlan) -> Tensor:
     parts = []
     for remote, start, length in plan.build:
-        if remote and received is not None:
+        if remote is None:
+            parts.append(x.new_zeros([length if d == dim else n for d, n in enumerate(x.shape)]))
+        elif remote and received is not None:
             parts.append(received.narrow(0, start, length).movedim(0, dim))
         elif (start, length) == (0, plan.rows) and received is None and len(plan.build) == 1:
             return x
         else:
             parts.append(x.narrow(dim, start, length))
-    return torch.cat(parts, dim) if parts else x.narrow(dim, 0, 0).clone()
+    if all(remote is None for remote, *_ in plan.build):  # keeps x in the graph
+        parts.append(x.narrow(dim, 0, 0))
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0].clone()
 
 
 def _run_fetch(x: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor:
@@ -176,7 +190,7 @@ def _run_return(grad: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor
     ]
     away = sorted((start, i) for i, (remote, start, _) in enumerate(plan.build) if remote)
     received = _exchange([parts[i] for _, i in away], grad, dim, plan.receive, plan.send_rows, group)
-    whole = [part for (remote, *_), part in zip(plan.build, parts, strict=True) if not remote]
+    whole = [part for (remote, *_), part in zip(plan.build, parts, strict=True) if remote is False]
     if len(whole) == 1 and whole[0].shape[dim] == plan.rows:  # a halo: the own rows, once
         home = whole[0].clone()
     else:
@@ -184,7 +198,7 @@ def _run_return(grad: Tensor, dim: int, plan: FetchPlan, group: Group) -> Tensor
         shape[dim] = plan.rows
         home = grad.new_zeros(shape)
         for (remote, start, length), part in zip(plan.build, parts, strict=True):
-            if not remote:
+            if remote is False:
                 home.narrow(dim, start, length).add_(part)
     cursor = 0
     for start, length in [piece for asked in plan.send for piece in asked]:
@@ -317,6 +331,7 @@ def tied(out: Tensor, parts: Sequence[Tensor]) -> Tensor:
 
 
 def needs_gradient(x: Tensor) -> bool:
+    """Whether autograd records what is done with x."""
     return x.requires_grad and torch.is_grad_enabled()
 
 

@@ -51,11 +51,10 @@ def matmul(
 ) -> ShardTensor:
     """matmul, mm, bmm, mv and dot: sharded over the batch, the rows, the columns or the contraction."""
     a, b = (*args, *kwargs.values())
-    if torch.compiler.is_compiling() and not isinstance(a, ShardTensor):
+    if torch.compiler.is_compiling() and func is torch.Tensor.matmul and not isinstance(a, ShardTensor):
         # Dynamo (torch 2.13) calls this for `sharded @ plain` as well, with the operands exchanged.
-        reason = "can not be compiled with a plain tensor before a sharded one, nor by the operator @"
         raise unsupported(
-            "matmul", args, kwargs, reason, "Use torch.einsum, or torch.matmul(sharded, plain)."
+            "matmul", args, kwargs, "the operator @ can not be compiled here", "Use torch.matmul(a, b)."
         )
     if func is torch.Tensor.__rmatmul__:
         a, b = b, a

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+
+import torch
+
 
 class GatherWarning(UserWarning):
     """An operation gathers a sharded dimension on every rank, because its result needs all of it."""
@@ -26,3 +30,10 @@ class UnsupportedShardedOp(NotImplementedError):
 
     def __str__(self) -> str:
         return f"{self.op}: {self.reason}. {self.remedy}"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def warn_of_gather(text: str, stacklevel: int) -> bool:
+    """Warns; in a compiled graph once, while it is made: Dynamo does not trace a warning of this kind."""
+    warnings.warn(text, GatherWarning, stacklevel=stacklevel)
+    return True

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from shardtensor._collectives import swap_rows
 from shardtensor._index import roll
 from shardtensor._reduce import dimensions, splitting
 from shardtensor._spec import chunk_sizes
 from shardtensor._tensor import ShardTensor, elsewhere, place, replaced, unsupported
+from shardtensor._window import fill_empty
 
 ONE = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 MANY = tuple(name + end for end in ("2", "n") for name in ONE)
@@ -51,19 +50,12 @@ def transform(
             x = transform(one, (), (x, n, at, named.get("norm")), {})
         return x
     y, moves = _transposed(x, dims, free)
-    local, gone = _filled(y.local, dims)
+    # Not every library transforms nothing.
+    local, gone = fill_empty(y.local, [d for d in range(y.ndim) if d not in dims])
     out = func(local, count, dims if several else dims[0], named.get("norm"))
     for d in gone:
         out = out.narrow(d, 0, 0)
     return _returned(place(out, y.spec, y.spec.dims, y.spec.sizes), x, moves)
-
-
-def _filled(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Adds a row of zeros where there is none: not every library transforms nothing."""
-    gone = [d for d, n in enumerate(x.shape) if n == 0 and d not in dims]
-    for d in gone:
-        x = F.pad(x, [0, 0] * (x.ndim - 1 - d) + [0, 1])
-    return x, gone
 
 
 def _free(x: ShardTensor, dims: Sequence[int], count: int) -> list[int] | None:

@@ -35,6 +35,7 @@ def keep_order() -> bool:
 
 @torch.library.custom_op("shardtensor::all_to_all", mutates_args=())
 def all_to_all(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Tensor:
+    """`wire.exchange` as an operator of compiled graphs: send[r] rows of x to every rank r."""
     out = x.new_empty((sum(receive), *x.shape[1:]))
     dist.all_to_all_single(out, x.contiguous(), list(receive), list(send), group=_group_named(group))
     return out
@@ -48,6 +49,7 @@ def _(x: Tensor, receive: Sequence[int], send: Sequence[int], group: str) -> Ten
 
 @torch.library.custom_op("shardtensor::all_reduce", mutates_args=())
 def all_reduce(x: Tensor, op: str, group: str) -> Tensor:
+    """`wire.all_reduce` as an operator of compiled graphs; `op` is a name in torch's ReduceOp."""
     out = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(out, getattr(dist.ReduceOp, op), group=_group_named(group))
     return out
@@ -61,6 +63,7 @@ def _(x: Tensor, op: str, group: str) -> Tensor:
 
 @torch.library.custom_op("shardtensor::all_gather", mutates_args=())
 def all_gather(x: Tensor, ranks: int, group: str) -> Tensor:
+    """`wire.all_gather` as an operator of compiled graphs: the x of all ranks as (ranks, *x.shape)."""
     out = x.new_empty((ranks, *x.shape))
     gather_equal(out.view(-1), x.reshape(-1), group=_group_named(group))
     return out

@@ -62,6 +62,7 @@ def select(x: ShardTensor, dim: int, index: int) -> ShardTensor:
 
 
 def narrow(x: ShardTensor, dim: int, start: int, length: int) -> ShardTensor:
+    """Rows start ... start + length - 1, which stay where they are; nothing moves."""
     (dim,) = dimensions(dim, x.ndim)
     begin = start % x.shape[dim] if start < 0 else start
     if length < 0 or begin + length > x.shape[dim]:
@@ -82,6 +83,7 @@ def split(x: ShardTensor, split_size: int | Sequence[int], dim: int = 0) -> tupl
 
 
 def chunk(x: ShardTensor, chunks: int, dim: int = 0) -> tuple[ShardTensor, ...]:
+    """Pieces of equal extent, the last one shorter; nothing moves."""
     (dim,) = dimensions(dim, x.ndim)
     if chunks < 1:
         raise RuntimeError(f"chunk: needs at least one chunk, got {chunks}")
@@ -93,6 +95,7 @@ def chunk(x: ShardTensor, chunks: int, dim: int = 0) -> tuple[ShardTensor, ...]:
 def tensor_split(
     x: ShardTensor, indices_or_sections: int | Sequence[int] | Tensor, dim: int = 0
 ) -> tuple[ShardTensor, ...]:
+    """Pieces that differ by one row at most, or between given rows; nothing moves."""
     (dim,) = dimensions(dim, x.ndim)
     given = indices_or_sections
     if isinstance(given, Tensor | ShardTensor):
@@ -138,6 +141,7 @@ def roll(x: ShardTensor, shifts: int | Sequence[int], dims: int | Sequence[int] 
 
 @planned
 def rolled(sizes: Sizes, shift: int) -> Wants:
+    """Returns the rows that every rank wants of a dimension rolled by `shift`."""
     return tuple(
         wrapped(offset - shift, offset - shift + n, sum(sizes))
         for offset, n in zip(offsets(sizes), sizes, strict=True)

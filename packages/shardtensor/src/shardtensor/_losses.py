@@ -16,6 +16,7 @@ from shardtensor._pointwise import pointwise
 from shardtensor._reduce import dimensions, sum_
 from shardtensor._softmax import log_sum_exp
 from shardtensor._spec import Sizes
+from shardtensor._take import check_range
 from shardtensor._tensor import Handler, ShardTensor, place, unsupported
 
 _OLD = ("size_average", "reduce")
@@ -33,7 +34,8 @@ ELEMENTWISE = {
     "hinge_embedding_loss": "input target margin size_average reduce reduction",
     "margin_ranking_loss": "input1 input2 target margin size_average reduce reduction",
 }
-_SAME_SHAPE = ("mse_loss", "huber_loss")
+_SAME_SHAPE = ("mse_loss", "l1_loss", "huber_loss")
+_WEIGHTED_MEAN = ("mse_loss", "l1_loss")
 _CLASSES = "input target weight size_average ignore_index reduce reduction label_smoothing"
 _COSINE = "input1 input2 target margin size_average reduce reduction"
 
@@ -68,7 +70,7 @@ def elementwise(names: str) -> Handler:
         operands = [named[name] for name in keys]
         if op in _SAME_SHAPE and "weight" in named and named["weight"].shape != named["input"].shape:
             raise ValueError(f"{op}: weight and input must have the same shape")
-        if op == "mse_loss" and "weight" in named and reduction == "mean":
+        if op in _WEIGHTED_MEAN and "weight" in named and reduction == "mean":
             each = pointwise(func, (), (), {**named, "reduction": "none"})
             zeros = ShardTensor(torch.zeros_like(each.local), each.spec)
             return _ratio(each, pointwise(torch.add, (), (zeros, named["weight"]), {}))
@@ -132,6 +134,8 @@ def class_loss(
     if op == "cross_entropy":
         options["label_smoothing"] = named.get("label_smoothing", 0.0)
     if "class" in aligned.labels:
+        if not soft:
+            check_range(op, labels.masked_fill(labels == options["ignore_index"], 0), 0, x.shape[at])
         each = _over_sharded_classes(aligned, x, at, soft, normalised=op == "nll_loss", **options)
     else:
         each = func(local, labels, reduction="none", **options)
@@ -190,7 +194,6 @@ def _over_sharded_classes(
         top, rest = log_sum_exp(local, (at,), spec, split)
         out = (top + rest).squeeze(at) * shared_weight - picked
     if not soft:
-        out = out.masked_fill((target < 0) | (target >= classes), torch.nan)  # torch raises; ranks can not
         out = out.masked_fill(target == ignore_index, 0.0)
     return out.to(kind)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import Labels, Operand, align
+from shardtensor._align import Labels, Operand, align, mesh_dim
 from shardtensor._collectives import Interval, Wants, fetch_rows, shared
 from shardtensor._index import wrapped
 from shardtensor._plans import planned
@@ -43,7 +43,7 @@ def neighborhood_handler(
     extra = dict(kwargs)
     kernel, offset = extra["kernel"], extra.pop("row_offset", 0)
     _check(q, k, v, kernel)
-    over_rows, over_columns = (_mesh_dim(func.__name__, q, k, v, axis) for axis in (_ROWS, _COLUMNS))
+    over_rows, over_columns = (_queries_dim(func.__name__, q, k, v, axis) for axis in (_ROWS, _COLUMNS))
     query, key, value, halo = q, k, v, 0
     cut: list[tuple[int, int, Sizes]] = []  # mesh dimensions that alignment does not see
     if over_rows is not None:
@@ -124,12 +124,9 @@ def columns_around(sizes: Sizes, halo: int) -> Wants:
     )
 
 
-def _mesh_dim(op: str, q: Operand, k: Operand, v: Operand, axis: int) -> int | None:
+def _queries_dim(op: str, q: Operand, k: Operand, v: Operand, axis: int) -> int | None:
     """Returns the mesh dimension that splits this axis of the queries."""
-    found = [
-        x.spec.dims.index(axis) if isinstance(x, ShardTensor) and axis in x.spec.dims else None
-        for x in (q, k, v)
-    ]
+    found = [mesh_dim(x, axis) for x in (q, k, v)]
     if any(m is not None and m != found[0] for m in found):
         raise unsupported(
             op,

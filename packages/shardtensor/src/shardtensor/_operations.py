@@ -29,7 +29,6 @@ _NOTES: dict[str, str] = {
         ("linalg.solve", "linalg.solve_triangular"),
         "refuses sharded matrices; the right sides may be sharded",
     ),
-    "glu": "refuses over the dimension that it halves",
     "cdist": "refuses over sharded coordinates",
     "group_norm": "refuses where a group of channels is spread over ranks",
     "kron": "refuses: blocks of the result would lie on several ranks",
@@ -48,6 +47,7 @@ _MODULES = {
     "reduce": "reduction",
     "sort": "reduction",
     "window": "window",
+    "pad": "window",
     "interpolate": "window",
     "blocks": "window",
 }
@@ -88,7 +88,7 @@ def _named() -> Iterator[tuple[str, str]]:
     yield from _existing(_table.RANDOM, "random")
     yield from _existing(_table.REDUCE, "reduction")
     yield from _existing(_table.VIEW, "view")
-    yield from _existing(_table.ALONG, "view")
+    yield from _existing(_table.WRITTEN, "in place")
     yield from _existing(_table.CONTRACT, "contraction")
     yield from _existing(_table.MATRIX_METHODS, "matrix")
     yield from _existing(_table.INDEX, "index")

@@ -59,6 +59,7 @@ def summed_product(a: Any, b: Any) -> Any:
 def outer(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
+    """a_i b_j; each factor may be sharded, over a mesh dimension of its own, and nothing moves."""
     a, b = (*args, *kwargs.values())
     if a.ndim != 1 or b.ndim != 1:
         raise RuntimeError(
@@ -82,6 +83,7 @@ def inner(
 def vdot(
     _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
+    """sum of conj(a_i) b_i: one all-reduce where the vectors are sharded."""
     a, b = (*args, *kwargs.values())
     return _contracted("vdot", a.conj() if a.is_complex() else a, b, (0,), (0,))
 
@@ -89,6 +91,7 @@ def vdot(
 def vecdot(
     _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
+    """sum of conj(a) b along one dimension: one all-reduce where it is sharded."""
     named = dict(zip(("x", "y"), args, strict=False)) | dict(kwargs)
     a, b = named["x"], named["y"]
     product: ShardTensor = (a.conj() if a.is_complex() else a) * b
@@ -98,6 +101,7 @@ def vecdot(
 def tensordot(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
+    """Products summed over pairs of dimensions: one all-reduce where such a pair is sharded."""
     named = dict(zip(("a", "b", "dims"), args, strict=False)) | dict(kwargs)
     a, b, dims = named["a"], named["b"], named.get("dims", 2)
     if isinstance(dims, Tensor) or named.get("out") is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import Label, Labels, Operand, align
+from shardtensor._align import Label, Labels, Operand, align, mesh_dim
 from shardtensor._collectives import shared
 from shardtensor._reduce import dimensions
 from shardtensor._take import own_index, own_part, result_axes
@@ -96,7 +96,7 @@ def _write(
         axes.append(source_axes)
     if not isinstance(x, ShardTensor) and op not in _ADDS:
         raise unsupported(op, operands, {}, "a plain tensor with a sharded argument")
-    m = x.spec.dims.index(dim) if isinstance(x, ShardTensor) and dim in x.spec.dims else None
+    m = mesh_dim(x, dim)
     if m is not None:
         if any(isinstance(y, ShardTensor) and y.spec.dims[m] is not None for y in operands[1:]):
             raise unsupported(op, operands, {}, "the index or the source is sharded like the target")
@@ -111,7 +111,7 @@ def _write(
     if m is None:
         return aligned.wrap(run(local, here, values), target)
     rows = local.shape[dim]
-    here = elsewhere_to(rows, *own_index(op, here, x.spec.starts[m], rows, x.shape[dim]))
+    here = elsewhere_to(rows, *own_index(op, here, x.spec.starts[m], rows, x.shape[dim], op == "index_fill"))
     values = shared(values, x.spec, [m]) if rest else values
     out = aligned.wrap(run(with_spare_row(local, dim), here, values).narrow(dim, 0, rows), target)
     dims, sizes = replaced(out.spec.dims, m, dim), replaced(out.spec.sizes, m, x.spec.sizes[m])
@@ -174,7 +174,7 @@ def put(
         for m in owners:
             if x.spec.dims[m] == d:
                 rows = before.shape[d]
-                key[d] = elsewhere_to(rows, *own_index(op, index, x.spec.starts[m], rows, x.shape[d]))
+                key[d] = elsewhere_to(rows, *own_index(op, index, x.spec.starts[m], rows, x.shape[d], True))
                 local = with_spare_row(local, d)
     values = shared(values, x.spec, owners)
     if in_place and not owners:

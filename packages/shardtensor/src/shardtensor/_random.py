@@ -286,8 +286,10 @@ def _of(op: str, x: ShardTensor, transform: Transform, lanes: int = 4, lead: int
 
 
 def _dropout(
-    op: str, x: ShardTensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    op: str, x: ShardTensor, p: float = 0.5, training: bool | None = None, inplace: bool = False
 ) -> ShardTensor:
+    if training is None:  # a compiled graph leaves torch's defaults to the handler
+        training = "alpha" not in op
     if not 0 <= p <= 1:
         raise ValueError(f"{op}: dropout probability has to be between 0 and 1, got {p}")
     if p == 0 or not training:

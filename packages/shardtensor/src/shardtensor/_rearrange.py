@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from shardtensor._align import align, broadcast_axes
 from shardtensor._collectives import Wants, fetch_rows
 from shardtensor._index import flip, slice_rows, tensor_split, wrapped
 from shardtensor._plans import planned
-from shardtensor._reduce import dimensions, sum_
+from shardtensor._reduce import dimensions, refuse_in_graph, sum_
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import ShardTensor, elsewhere, place, replaced, unsupported
 from shardtensor._views import flatten, integers, movedim, transpose
@@ -49,6 +50,7 @@ def plan_repeat(sizes: Sizes, times: int) -> tuple[Sizes, Wants]:
 
 
 def tile(x: ShardTensor, *counts: Any) -> ShardTensor:
+    """As repeat, with counts for the last dimensions; one exchange for a sharded one that is repeated."""
     times = integers(counts)
     return repeat(x, *(1,) * (x.ndim - len(times)), *times)
 
@@ -56,7 +58,7 @@ def tile(x: ShardTensor, *counts: Any) -> ShardTensor:
 def repeat_interleave(
     x: ShardTensor, repeats: int | Tensor, dim: int | None = None, *, output_size: int | None = None
 ) -> ShardTensor:
-    """Repeats every row; where a tensor says how often, the dimension must not be sharded."""
+    """Repeats every row, where it lies. Only sharded `repeats` cost a collective: all ranks need them."""
     if dim is None:
         x, dim = flatten(x), 0
     (dim,) = dimensions(dim, x.ndim)
@@ -66,11 +68,42 @@ def repeat_interleave(
             for d, extents in zip(x.spec.dims, x.spec.sizes, strict=True)
         ]
         return place(x.local.repeat_interleave(repeats, dim), x.spec, x.spec.dims, tuple(sizes))
-    if isinstance(repeats, ShardTensor) or dim in x.spec.dims:
-        reason = f"the rows of the sharded dimension {dim} would depend on data"
-        raise unsupported("repeat_interleave", (x,), {}, reason, elsewhere(x, (dim,)))
-    local = x.local.repeat_interleave(repeats, dim, output_size=output_size)
-    return place(local, x.spec, x.spec.dims, x.spec.sizes)
+    if output_size is None or dim in x.spec.dims:
+        remedy = elsewhere(x, (dim,)) if dim in x.spec.dims else "Give output_size=."
+        refuse_in_graph("repeat_interleave", (x,), "the rows of each rank", remedy)
+    counts = repeats.full_tensor() if isinstance(repeats, ShardTensor) else repeats
+    if dim not in x.spec.dims:
+        local = x.local.repeat_interleave(counts, dim, output_size=output_size)
+        return place(local, x.spec, x.spec.dims, x.spec.sizes)
+    m = x.spec.dims.index(dim)
+    own = counts.reshape(-1).expand(x.shape[dim]).split(list(x.spec.sizes[m] or ()))
+    rows, rank = tuple(torch.stack([part.sum() for part in own]).tolist()), x.spec.coordinate[m]
+    if output_size not in (None, sum(rows)) or (counts < 0).any():
+        raise RuntimeError(f"repeat_interleave: needs repeats >= 0 whose sum is output_size, {output_size}")
+    local = x.local.repeat_interleave(own[rank], dim, output_size=rows[rank])
+    return place(local, x.spec, x.spec.dims, replaced(x.spec.sizes, m, rows))
+
+
+def glu(x: ShardTensor, dim: int = -1) -> ShardTensor:
+    """a sigmoid(b) of the halves a, b of a dimension; one collective brings rows of both if it is sharded."""
+    (dim,) = dimensions(dim, x.ndim)
+    if x.shape[dim] % 2:
+        raise RuntimeError(f"glu: dimension {dim} of extent {x.shape[dim]} does not divide into two halves")
+    if dim not in x.spec.dims:
+        return place(F.glu(x.local, dim), x.spec, x.spec.dims, x.spec.sizes)
+    m = x.spec.dims.index(dim)
+    rows, wants = plan_halves(x.spec.sizes[m] or ())
+    local = fetch_rows(x.local, dim, x.spec, m, wants)
+    return place(F.glu(local, dim), x.spec, x.spec.dims, replaced(x.spec.sizes, m, rows))
+
+
+@planned
+def plan_halves(sizes: Sizes) -> tuple[Sizes, Wants]:
+    """Returns half of the rows per rank, and for every rank these rows of both halves."""
+    half = sum(sizes) // 2
+    bounds = [edge // 2 for edge in (*offsets(sizes), sum(sizes))]
+    wants = [((low, high), (half + low, half + high)) for low, high in pairwise(bounds)]
+    return tuple(high - low for low, high in pairwise(bounds)), tuple(wants)
 
 
 def unfold(x: ShardTensor, dimension: int, size: int, step: int) -> ShardTensor:
@@ -81,15 +114,21 @@ def unfold(x: ShardTensor, dimension: int, size: int, step: int) -> ShardTensor:
             f"unfold: needs windows of 0 to {x.shape[dim]} rows and steps >= 1, got {size}, {step}"
         )
     if dim not in x.spec.dims:
-        return place(x.local.unfold(dim, size, step), x.spec, x.spec.dims, x.spec.sizes)
+        return place(_windows(x.local, dim, size, step), x.spec, x.spec.dims, x.spec.sizes)
     m = x.spec.dims.index(dim)
     counts, wants = plan_unfold(x.spec.sizes[m] or (), size, step)
     local = fetch_rows(x.local, dim, x.spec, m, wants)
     if counts[x.spec.coordinate[m]]:
-        windows = local.unfold(dim, size, step)
+        windows = _windows(local, dim, size, step)
     else:
         windows = local.unsqueeze(-1).expand(*(-1,) * x.ndim, size)
     return place(windows, x.spec, x.spec.dims, replaced(x.spec.sizes, m, counts))
+
+
+def _windows(x: Tensor, dim: int, size: int, step: int) -> Tensor:
+    windows = x.unfold(dim, size, step)
+    # The backward of a compiled graph whose result is a view with overlaps is wrong (torch 2.13).
+    return windows.clone() if torch.compiler.is_compiling() else windows
 
 
 @planned
@@ -106,6 +145,7 @@ def plan_unfold(sizes: Sizes, size: int, step: int) -> tuple[Sizes, Wants]:
 
 
 def rot90(x: ShardTensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> ShardTensor:
+    """Turns a plane by k quarters: one exchange for each sharded dimension that this reverses."""
     first, second = dimensions(tuple(dims), x.ndim)
     if first == second:
         raise RuntimeError(f"rot90: needs two different dimensions, got {tuple(dims)}")
@@ -200,10 +240,12 @@ def diag_embed(x: ShardTensor, offset: int = 0, dim1: int = -2, dim2: int = -1) 
 
 
 def diag(x: ShardTensor, offset: int = 0) -> ShardTensor:
+    """The diagonal of a matrix, or the matrix with x on a diagonal; nothing moves."""
     return diag_embed(x, offset) if x.ndim == 1 else diagonal(x, offset)
 
 
 def trace(x: ShardTensor) -> ShardTensor:
+    """The sum of the diagonal: one all-reduce where the matrix is sharded."""
     return sum_(diagonal(x))
 
 
@@ -215,10 +257,12 @@ def _triangle(keep: Callable[[Tensor, int], Tensor], x: ShardTensor, diagonal: i
 
 
 def tril(x: ShardTensor, diagonal: int = 0) -> ShardTensor:
+    """Zeros above a diagonal of the global matrices, on any layout; nothing moves."""
     return _triangle(torch.tril, x, diagonal)
 
 
 def triu(x: ShardTensor, diagonal: int = 0) -> ShardTensor:
+    """Zeros below a diagonal of the global matrices, on any layout; nothing moves."""
     return _triangle(torch.triu, x, diagonal)
 
 
@@ -237,6 +281,7 @@ def meshgrid(
 def broadcast_tensors(
     _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], _kwargs: Mapping[str, Any]
 ) -> tuple[ShardTensor, ...]:
+    """Every output is sharded like all inputs together; nothing moves where these lie alike."""
     tensors = args[0] if isinstance(args[0], list | tuple) else args
     axes = broadcast_axes([x.shape for x in tensors])
     aligned = align("broadcast_tensors", tensors, axes)

@@ -46,6 +46,13 @@ def settle(
     return place(out, x.spec, tuple(kept), tuple(sizes))
 
 
+def refuse_in_graph(op: str, args: Iterable[Any], what: str, remedy: str = "") -> None:
+    """Raises in a compiled graph, whose layouts and branches are constants: `what` would depend on data."""
+    if torch.compiler.is_compiling():
+        reason = f"in a compiled graph, {what} would depend on data"
+        raise unsupported(op, args, {}, reason, remedy or "Call it outside of the graph.")
+
+
 def splitting(x: ShardTensor, dims: Sequence[int]) -> Sizes:
     """Returns the mesh dimensions that split any of `dims`."""
     return tuple(m for m, dim in enumerate(x.spec.dims) if dim in dims)
@@ -80,6 +87,7 @@ _ALIASES = {"axis": "dim", "keepdims": "keepdim"}
 def sum_(
     x: ShardTensor, dim: Axis = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """Sum: one all-reduce for each mesh dimension that splits a reduced one; halves are added in float32."""
     dims = dimensions(dim, x.ndim)
     if not dims:
         return ShardTensor(x.local.sum(dtype=dtype), x.spec)
@@ -98,6 +106,7 @@ def sum_(
 def mean(
     x: ShardTensor, dim: Axis = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """The sum over the global count; one all-reduce for each mesh dimension that splits a reduced one."""
     if not (dtype or x.dtype).is_floating_point and not (dtype or x.dtype).is_complex:
         raise RuntimeError(f"mean() needs a floating point or complex dtype, got {dtype or x.dtype}")
     dims = dimensions(dim, x.ndim)
@@ -111,6 +120,7 @@ def mean(
 def nansum(
     x: ShardTensor, dim: Axis = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """The sum without nan; collectives as for sum."""
     return sum_(
         ShardTensor(x.local.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf), x.spec),
         dim,
@@ -135,6 +145,7 @@ def nanmean(
 def prod(
     x: ShardTensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """Product; one exchange of the local ones for each mesh dimension that splits a reduced one."""
     dims = dimensions(dim, x.ndim)
     local = x.local.prod(dtype=dtype) if dim is None else x.local.prod(dim, keepdim, dtype=dtype)
     split = splitting(x, dims)
@@ -144,31 +155,37 @@ def prod(
 
 
 def any_(x: ShardTensor, dim: Axis = None, keepdim: bool = False) -> ShardTensor:
+    """Whether some element is true; one all-reduce of counts where a reduced dimension is sharded."""
     dims = dimensions(dim, x.ndim)
     hits = settle((x.local != 0).any(dims, keepdim).to(torch.int32), x, dims, keepdim)
     return ShardTensor(hits.local != 0, hits.spec)
 
 
 def all_(x: ShardTensor, dim: Axis = None, keepdim: bool = False) -> ShardTensor:
+    """Whether no element is false; one all-reduce of counts where a reduced dimension is sharded."""
     dims = dimensions(dim, x.ndim)
     misses = settle((x.local == 0).any(dims, keepdim).to(torch.int32), x, dims, keepdim)
     return ShardTensor(misses.local == 0, misses.spec)
 
 
 def count_nonzero(x: ShardTensor, dim: Axis = None) -> ShardTensor:
+    """Number of elements that are not zero; one all-reduce where a reduced dimension is sharded."""
     dims = dimensions(dim, x.ndim)
     return settle(torch.count_nonzero(x.local, dims), x, dims, False)
 
 
 def amax(x: ShardTensor, dim: Axis = None, keepdim: bool = False) -> ShardTensor:
+    """Largest element; one exchange of the local ones for each mesh dimension that splits a reduced one."""
     return _extremum(x, dim, keepdim, largest=True)
 
 
 def amin(x: ShardTensor, dim: Axis = None, keepdim: bool = False) -> ShardTensor:
+    """Smallest element; one exchange of the local ones for each mesh dimension that splits a reduced one."""
     return _extremum(x, dim, keepdim, largest=False)
 
 
 def aminmax(x: ShardTensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    """amin and amax: their two exchanges."""
     return result("aminmax", (amin(x, dim, keepdim), amax(x, dim, keepdim)))
 
 
@@ -264,15 +281,18 @@ def var_mean(
 
 
 def std_mean(x: ShardTensor, *args: Any, **kwargs: Any) -> tuple[ShardTensor, ShardTensor]:
+    """Square root of the variance, and mean; one exchange, as var_mean."""
     squared, centre = var_mean(x, *args, **kwargs)
     return ShardTensor(squared.local.sqrt(), squared.spec), centre
 
 
 def var(x: ShardTensor, *args: Any, **kwargs: Any) -> ShardTensor:
+    """Variance from deviations, not from squares; one exchange, as var_mean."""
     return var_mean(x, *args, **kwargs)[0]
 
 
 def std(x: ShardTensor, *args: Any, **kwargs: Any) -> ShardTensor:
+    """Square root of the variance; one exchange, as var_mean."""
     return std_mean(x, *args, **kwargs)[0]
 
 
@@ -280,6 +300,7 @@ def equal(
     _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
     """torch.equal: the same answer on every rank, by one all-reduce."""
+    refuse_in_graph("equal", args, "the answer")
     a, b = (*args, *kwargs.values())
     return bool(a.shape == b.shape and _everywhere(pointwise(torch.eq, (), (a, b), {})))
 
@@ -288,6 +309,7 @@ def allclose(
     _func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> bool:
     """torch.allclose: the same answer on every rank, by one all-reduce."""
+    refuse_in_graph("allclose", args, "the answer")
     return _everywhere(pointwise(torch.isclose, (), args, kwargs))
 
 
@@ -298,6 +320,7 @@ def _everywhere(hits: ShardTensor) -> bool:
 def histc(x: ShardTensor, bins: int = 100, min: float = 0, max: float = 0) -> ShardTensor:
     """Counts of the ranks are added; the range of the data, if none is given, takes two more exchanges."""
     if min == max == 0:
+        refuse_in_graph("histc", (x,), "the range", "Give min= and max=.")
         low, high = amin(ShardTensor(x.local.detach(), x.spec)), amax(ShardTensor(x.local.detach(), x.spec))
         min, max = float(low.local), float(high.local)
         if min == max:
@@ -311,6 +334,7 @@ def bincount(x: ShardTensor, weights: Any = None, minlength: int = 0) -> ShardTe
         raise unsupported("bincount", (x, weights), {}, "the weights must lie as the values do")
     if weights is not None and not is_sharded(weights):
         raise unsupported("bincount", (x,), {}, "needs sharded weights")
+    refuse_in_graph("bincount", (x,), "the extent of the result")
     length = max(minlength, int(amax(x).local) + 1 if x.numel() else 0)
     local = torch.bincount(x.local, None if weights is None else weights.local, length)
     return settle(local, x, (0,), False)

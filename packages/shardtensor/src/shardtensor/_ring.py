@@ -323,6 +323,7 @@ class RingAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, plan: Plan) -> Tensor:
+        """Returns the output of the own queries (batch, heads, rows, width): P - 1 exchanges."""
         wire.remember(ctx)
         ctx.plan = plan
         ring, queries = _Ring(plan, k, v), q.shape[2]
@@ -344,6 +345,7 @@ class RingAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of q, k, v and mask from that of the output."""
         wire.recall(ctx)
         q, k, v, mask, out, lse = ctx.saved_tensors
         ring, wide, queries = _Ring(ctx.plan, k, v), lse.dtype, q.shape[2]
@@ -407,6 +409,7 @@ class CombinedAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, plan: Plan) -> Tensor:
+        """Returns the output of all queries on every rank: the results of the ranks merged."""
         wire.remember(ctx)
         ctx.plan = plan
         ctx.mask_gradient = mask is not None and ctx.needs_input_grad[3]
@@ -423,6 +426,7 @@ class CombinedAttention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of q, summed over the ranks, k, v and mask."""
         wire.recall(ctx)
         q, k, v, mask, out, lse = ctx.saved_tensors
         block = _own_block(ctx.plan, q)

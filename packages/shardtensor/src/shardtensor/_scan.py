@@ -52,22 +52,27 @@ def _scan(x: ShardTensor, dim: int, dtype: torch.dtype | None, scan: Scan, total
 
 
 def cumsum(x: ShardTensor, dim: int, *, dtype: torch.dtype | None = None) -> ShardTensor:
+    """Running sum; one exchange of the ranks' sums along a sharded dimension, and one backward."""
     return _scan(x, dim, dtype, torch.cumsum, torch.sum)
 
 
 def cumprod(x: ShardTensor, dim: int, *, dtype: torch.dtype | None = None) -> ShardTensor:
+    """Running product; one exchange of the ranks' products along a sharded dimension, and one backward."""
     return _scan(x, dim, dtype, torch.cumprod, torch.prod)
 
 
 def logcumsumexp(x: ShardTensor, dim: int) -> ShardTensor:
+    """log of the running sum of exp(x); one exchange along a sharded dimension, and one backward."""
     return _scan(x, dim, None, torch.logcumsumexp, torch.logsumexp)
 
 
 def cummax(x: ShardTensor, dim: int) -> Any:
+    """Running maximum and its index; one exchange along a sharded dimension, and one backward."""
     return result("cummax", _running_extremum(x, dim, torch.cummax))
 
 
 def cummin(x: ShardTensor, dim: int) -> Any:
+    """Running minimum and its index; one exchange along a sharded dimension, and one backward."""
     return result("cummin", _running_extremum(x, dim, torch.cummin))
 
 

@@ -57,6 +57,7 @@ def _finite(top: Tensor) -> Tensor:
 
 
 def logsumexp(x: ShardTensor, dim: Axis, keepdim: bool = False) -> ShardTensor:
+    """log(sum(exp(x))); one exchange for each mesh dimension that splits a reduced one, none backward."""
     dims = dimensions(dim, x.ndim)
     split = splitting(x, dims)
     if not split:
@@ -69,18 +70,21 @@ def logsumexp(x: ShardTensor, dim: Axis, keepdim: bool = False) -> ShardTensor:
 def log_softmax(
     x: ShardTensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """x - logsumexp(x): one exchange where `dim` is sharded, and one all-reduce backward."""
     return _softmax(x, dim, _stacklevel, dtype, log=True)
 
 
 def softmax(
     x: ShardTensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """exp(x - logsumexp(x)): one exchange where `dim` is sharded, and one all-reduce backward."""
     return _softmax(x, dim, _stacklevel, dtype, log=False)
 
 
 def softmin(
     x: ShardTensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> ShardTensor:
+    """The softmax of -x."""
     return _softmax(ShardTensor(-x.local, x.spec), dim, _stacklevel, dtype, log=False)
 
 

@@ -7,7 +7,6 @@ dimension, with a warning.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor
 
 from shardtensor._collectives import gather, own_rows
-from shardtensor._errors import GatherWarning
+from shardtensor._errors import warn_of_gather
 from shardtensor._moments import everyone
 from shardtensor._pointwise import pointwise
-from shardtensor._reduce import amax, amin, dimensions, reduction, result, settle, splitting
+from shardtensor._reduce import amax, amin, dimensions, reduction, refuse_in_graph, result, settle, splitting
 from shardtensor._spec import Sizes, offsets
 from shardtensor._tensor import Handler, ShardTensor, elsewhere, place, replaced
 
@@ -80,10 +79,12 @@ minimum = _extremum(amin, "min", largest=False)
 
 
 def argmax(x: ShardTensor, dim: int | None = None, keepdim: bool = False) -> ShardTensor:
+    """Index of the largest element, the lowest among equals: one exchange of the ranks' candidates."""
     return _argument(x, dim, keepdim, largest=True)
 
 
 def argmin(x: ShardTensor, dim: int | None = None, keepdim: bool = False) -> ShardTensor:
+    """Index of the smallest element, the lowest among equals: one exchange of the ranks' candidates."""
     return _argument(x, dim, keepdim, largest=False)
 
 
@@ -157,10 +158,8 @@ def _gathered(op: str, x: ShardTensor, dims: Sequence[int]) -> ShardTensor:
     split = splitting(x, dims)
     if any(x.spec.mesh.size(m) > 1 for m in split):
         remedy = elsewhere(x, dims) or "Shard another dimension first."
-        warnings.warn(
-            f"{op} gathers dimensions {tuple(dims)} on every rank ({x.spec.describe()}). {remedy}",
-            GatherWarning,
-            stacklevel=6,
+        warn_of_gather(
+            f"{op} gathers dimensions {tuple(dims)} on every rank ({x.spec.describe()}). {remedy}", 7
         )
     local, sharded, sizes = x.local, x.spec.dims, x.spec.sizes
     for m in split:
@@ -189,6 +188,7 @@ def sort(x: ShardTensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def argsort(x: ShardTensor, dim: int = -1, descending: bool = False, stable: bool = False) -> ShardTensor:
+    """Indices that sort x, in the layout of x; gathers a sharded dimension, with a warning."""
     if isinstance(dim, bool):  # argsort(stable, dim, descending)
         stable, dim, descending = dim, int(descending), bool(stable)
     y = _gathered("argsort", ShardTensor(x.local.detach(), x.spec), dimensions(dim, x.ndim))
@@ -196,6 +196,7 @@ def argsort(x: ShardTensor, dim: int = -1, descending: bool = False, stable: boo
 
 
 def msort(x: ShardTensor) -> ShardTensor:
+    """Sorts along the first dimension, as sort."""
     out: ShardTensor = sort(x, dim=0)[0]
     return out
 
@@ -221,6 +222,7 @@ median, nanmedian, mode = _statistic("median"), _statistic("nanmedian"), _statis
 
 
 def kthvalue(x: ShardTensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    """The k-th smallest element and its index; gathers a sharded dimension, with a warning."""
     dims = dimensions(dim, x.ndim)
     y = _gathered("kthvalue", x, dims)
     pair = torch.kthvalue(y.local, k, dim, keepdim)
@@ -269,6 +271,7 @@ def unique_consecutive(x: ShardTensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def _distinct(function: Callable[..., Any], x: ShardTensor, args: Any, kwargs: Any) -> Any:
+    refuse_in_graph(function.__name__, (x,), "the extent of the result")
     y = _gathered(function.__name__, x, range(x.ndim))
     out = function(y.local, *args, **kwargs)
     nowhere = (None,) * x.spec.mesh.ndim

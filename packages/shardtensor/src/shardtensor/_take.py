@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shardtensor._align import Label, Labels, Operand, align, broadcast_shape
+from shardtensor._align import Label, Labels, Operand, align, broadcast_shape, mesh_dim
 from shardtensor._collectives import Wants, fetch_rows, gather, reduce_rows, total
 from shardtensor._index import slice_
 from shardtensor._plans import planned
-from shardtensor._reduce import dimensions
+from shardtensor._pointwise import pointwise
+from shardtensor._reduce import amax, dimensions
 from shardtensor._spec import Sizes, chunk_sizes, offsets
-from shardtensor._tensor import ShardTensor, elsewhere, place, replaced, unsupported
+from shardtensor._tensor import ShardTensor, place, replaced, unsupported
+from shardtensor._window import fill_empty
 
 
-def take(op: str, x: Any, picks: Mapping[int, Operand]) -> ShardTensor:
+def take(op: str, x: Any, picks: Mapping[int, Operand], *, negative: bool = True) -> ShardTensor:
     """x[..., index, ...]: reads at index tensors that broadcast, and places the result as torch does.
 
     Where no indexed dimension is sharded, every rank reads its own part. Where one is, every rank reads the
@@ -31,9 +33,10 @@ def take(op: str, x: Any, picks: Mapping[int, Operand]) -> ShardTensor:
         op: name of the operation, for errors.
         x: what is read.
         picks: for every indexed dimension an integer tensor, the same on every rank or sharded.
+        negative: whether negative indices count from the end; else they are out of range.
 
     Raises:
-        RuntimeError: an index is out of range.
+        IndexError: an index is out of range, see `check_range`.
         UnsupportedShardedOp: an index is a mask, or splits another axis over a mesh dimension than x does.
     """
     dims = sorted(picks)
@@ -54,9 +57,11 @@ def take(op: str, x: Any, picks: Mapping[int, Operand]) -> ShardTensor:
     mine: Tensor | None = None
     for i, d in enumerate(dims):
         if d in starts:
-            indices[i], owned = own_index(op, indices[i], starts[d], local.shape[d], extents[d])
-            local = with_a_row(local, d)
+            indices[i], owned = own_index(op, indices[i], starts[d], local.shape[d], extents[d], negative)
+            local, _ = fill_empty(local, [d])  # so that there is something to read
             mine = owned if mine is None else mine & owned
+        elif not negative:
+            check_range(op, indices[i], 0, extents[d])
     out = local[tuple(indices[dims.index(d)] if d in dims else slice(None) for d in range(x.ndim))]
     if mine is not None:
         out = out.masked_fill(~mine.reshape(mine.shape + (1,) * (len(kept) - at)), 0)
@@ -122,25 +127,39 @@ def _settled(x: ShardTensor, m: int, dim: int | None, sizes: Sizes | None) -> Sh
     return place(local, x.spec, replaced(x.spec.dims, m, dim), replaced(x.spec.sizes, m, sizes))
 
 
-def with_a_row(x: Tensor, dim: int) -> Tensor:
-    """Returns x, with a row of zeros if it has none, so that there is something to read."""
-    return x if x.shape[dim] else F.pad(x, (0, 0) * (x.ndim - 1 - dim) + (0, 1))
-
-
-def own_index(op: str, index: Tensor, start: int, rows: int, extent: int) -> tuple[Tensor, Tensor]:
+def own_index(
+    op: str, index: Tensor, start: int, rows: int, extent: int, negative: bool
+) -> tuple[Tensor, Tensor]:
     """Returns where global rows lie among the own ones, and which of them do.
 
     Args:
         op: name of the operation, for errors.
-        index: global rows, negative ones counted from the end.
+        index: global rows.
         start: the first own row.
         rows: number of own rows.
         extent: number of global rows.
+        negative: whether negative rows count from the end; else they are out of range.
     """
-    known = ((index >= -extent) & (index < extent)).all()
-    torch._assert_async(known, f"{op}: index out of range for a dimension of extent {extent}")
+    check_range(op, index, -extent if negative else 0, extent)
     here = torch.where(index < 0, index + extent, index) - start
     return here.clamp(0, max(rows - 1, 0)), (here >= 0) & (here < rows)
+
+
+_RUNTIME_ERRORS = ("gather", "take_along_dim", "index_add", "scatter", "scatter_add", "scatter_reduce")
+
+
+def check_range(op: str, index: Tensor, low: int, high: int) -> None:
+    """Raises torch's kind of error unless low <= index < high everywhere.
+
+    On an accelerator, and in a compiled graph, an assertion on the device stands for it, as in torch: waiting
+    for the answer would stop the host.
+    """
+    known = ((index >= low) & (index < high)).all()
+    text = f"{op}: index out of range [{low}, {high})"
+    if torch.compiler.is_compiling() or known.device.type != "cpu":
+        torch._assert_async(known, text)
+    elif not known:
+        raise RuntimeError(text) if op in _RUNTIME_ERRORS else IndexError(text)
 
 
 def take_rows(x: ShardTensor, dim: int, rows: tuple[int, ...]) -> ShardTensor:
@@ -174,12 +193,13 @@ def plan_rows(rows: tuple[int, ...], extent: int, ranks: int) -> tuple[Sizes, Wa
 def index_select(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
+    """torch.index_select, on any layout: one collective if `dim` is sharded, else none."""
     named = dict(zip(("input", "dim", "index"), args, strict=False)) | dict(kwargs)
     x, index = named["input"], named["index"]
     (dim,) = dimensions(named["dim"], x.ndim)
     if index.ndim > 1 or named.get("out") is not None:
         raise unsupported(func.__name__, args, kwargs, "needs an index of one dimension, and no out=")
-    return take(func.__name__, x, {dim: index.reshape(1) if index.ndim == 0 else index})
+    return take(func.__name__, x, {dim: index.reshape(1) if index.ndim == 0 else index}, negative=False)
 
 
 def take_flat(
@@ -204,7 +224,7 @@ def gather_along(
 def take_along_dim(
     func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> ShardTensor:
-    """torch.take_along_dim: gather with operands that broadcast."""
+    """torch.take_along_dim: gather with operands that broadcast; negative indices count from the end."""
     named = dict(zip(("input", "indices", "dim"), args, strict=False)) | dict(kwargs)
     x, index = named["input"], named["indices"]
     if named.get("dim") is None:
@@ -212,22 +232,24 @@ def take_along_dim(
     (dim,) = dimensions(named["dim"], x.ndim)
     shape = list(torch.broadcast_shapes(*([*y.shape[:dim], 1, *y.shape[dim + 1 :]] for y in (x, index))))
     x, index = (y.expand(*shape[:dim], y.shape[dim], *shape[dim + 1 :]) for y in (x, index))
-    return _gather(func.__name__, x, dim, index)
+    return _gather(func.__name__, x, dim, index, negative=True)
 
 
-def _gather(op: str, x: Any, dim: int, index: Any) -> ShardTensor:
+def _gather(op: str, x: Any, dim: int, index: Any, *, negative: bool = False) -> ShardTensor:
     if x.ndim != index.ndim or any(index.shape[d] > x.shape[d] for d in range(x.ndim) if d != dim):
         raise RuntimeError(f"{op}: an index of shape {tuple(index.shape)} does not fit {tuple(x.shape)}")
     for d in range(x.ndim):
         if d != dim and index.shape[d] != x.shape[d]:
             part = slice(0, index.shape[d])
             x = slice_(x, d, part) if isinstance(x, ShardTensor) else x.narrow(d, 0, index.shape[d])
-    m = x.spec.dims.index(dim) if isinstance(x, ShardTensor) and dim in x.spec.dims else None
+    m = mesh_dim(x, dim)
     source: Labels = tuple("row" if d == dim else d for d in range(x.ndim))
     target: Labels = tuple("pick" if d == dim else d for d in range(x.ndim))
     if m is None:
         aligned = align(op, [x, index], [source, target], target)
-        return aligned.wrap(aligned.locals[0].gather(dim, aligned.locals[1]), target)
+        local, here = aligned.locals
+        read = torch.take_along_dim(local, here, dim) if negative else local.gather(dim, here)
+        return aligned.wrap(read, target)
     goal = _goal(op, x, [index], index.shape, m, True)
     if goal is None or goal[0] != dim:
         split = isinstance(index, ShardTensor) and index.spec.dims[m] is not None
@@ -237,8 +259,9 @@ def _gather(op: str, x: Any, dim: int, index: Any) -> ShardTensor:
     extent, start = x.shape[dim], x.spec.starts[m]
     aligned = align(op, [own_part(x, m), _whole(index, m)], [source, target], target)
     local, here = aligned.locals
-    here, mine = own_index(op, here, start, local.shape[dim], extent)
-    out = aligned.wrap(with_a_row(local, dim).gather(dim, here).masked_fill(~mine, 0), target)
+    here, mine = own_index(op, here, start, local.shape[dim], extent, negative)
+    local, _ = fill_empty(local, [dim])
+    out = aligned.wrap(local.gather(dim, here).masked_fill(~mine, 0), target)
     return _settled(out, m, dim, goal[1])
 
 
@@ -253,10 +276,14 @@ def embedding(
         reason = "max_norm, scale_grad_by_freq and sparse need all indices at once"
         raise unsupported(func.__name__, args, kwargs, reason)
     if isinstance(table, ShardTensor) and 0 in table.spec.dims:
-        if padding is not None:
-            reason = "padding_idx with a sharded vocabulary"
-            raise unsupported(func.__name__, args, kwargs, reason, elsewhere(table, (0,)))
-        return take("embedding", table, {0: index})
+        found = take("embedding", table, {0: index}, negative=False)
+        if padding is None:
+            return found
+        count = table.shape[0]
+        if not -count <= padding < count:
+            raise ValueError(f"padding_idx {padding} is no row of a table of {count}")
+        unused = (index == padding % count).unsqueeze(-1)
+        return pointwise(torch.where, (), (unused, found.detach(), found), {})
     axes: list[Labels] = [tuple(range(index.ndim)), ("row", "width")]
     aligned = align("embedding", [index, table], axes)
     rows, weight = aligned.locals
@@ -265,7 +292,12 @@ def embedding(
 
 
 def one_hot(x: ShardTensor, num_classes: int = -1) -> ShardTensor:
+    """F.one_hot; without num_classes the largest index is exchanged first (one collective)."""
     if num_classes < 0:
-        reason = "the number of classes would depend on the largest index"
-        raise unsupported("one_hot", (x,), {}, reason, "Give num_classes.")
+        if torch.compiler.is_compiling():
+            reason = "the number of classes would depend on the largest index"
+            raise unsupported("one_hot", (x,), {}, reason, "Give num_classes.")
+        if x.shape.numel() == 0:
+            raise RuntimeError("one_hot: needs num_classes where there is no element")
+        num_classes = int(amax(x).local) + 1
     return place(F.one_hot(x.local, num_classes), x.spec, x.spec.dims, x.spec.sizes)

@@ -216,10 +216,12 @@ class ShardTensor(_Surface):
 
     @property
     def placements(self) -> tuple[Placement, ...]:
+        """One placement for each mesh dimension."""
         return self.spec.placements
 
     @property
     def mesh(self) -> DeviceMesh:
+        """The device mesh."""
         return self.spec.mesh
 
     @property
@@ -244,58 +246,72 @@ class ShardTensor(_Surface):
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions of the global tensor."""
         return len(self.spec.shape)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the elements, the same on every rank."""
         return self.local.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of this rank's part."""
         return self.local.device
 
     @property
     def requires_grad(self) -> bool:
+        """Whether this rank's part, and so the tensor, needs a gradient."""
         return self.local.requires_grad
 
     @property
     def grad_fn(self) -> Any:
+        """The node of the graph that made this rank's part."""
         return self.local.grad_fn
 
     @property
     def is_leaf(self) -> bool:
+        """Whether this rank's part is a leaf of the graph."""
         return self.local.is_leaf
 
     @property
     def is_cuda(self) -> bool:
+        """Whether this rank's part lies on a CUDA device."""
         return self.local.is_cuda
 
     @property
     def is_cpu(self) -> bool:
+        """Whether this rank's part lies in host memory."""
         return self.local.is_cpu
 
     @property
     def is_nested(self) -> bool:
+        """False: nested tensors have no sharded form."""
         return False
 
     @property
     def is_sparse(self) -> bool:
+        """False: sparse tensors have no sharded form."""
         return False
 
     @property
     def is_quantized(self) -> bool:
+        """False: quantized tensors have no sharded form."""
         return False
 
     @property
     def is_meta(self) -> bool:
+        """Whether this rank's part has no data."""
         return self.local.is_meta
 
     @property
     def layout(self) -> torch.layout:
+        """torch's memory layout of this rank's part; that of the shards is `spec`."""
         return self.local.layout
 
     @property
     def itemsize(self) -> int:
+        """Bytes of one element."""
         return self.local.itemsize
 
     @property
@@ -305,10 +321,12 @@ class ShardTensor(_Surface):
 
     @property
     def output_nr(self) -> int:
+        """Which output of `grad_fn` this rank's part is."""
         return self.local.output_nr
 
     @property
     def names(self) -> tuple[None, ...]:
+        """None for every dimension: named tensors have no sharded form."""
         return (None,) * self.ndim
 
     @property
@@ -318,10 +336,12 @@ class ShardTensor(_Surface):
         return None if grad is None else like(grad, self.spec)
 
     def requires_grad_(self, requires_grad: bool = True) -> ShardTensor:
+        """Marks this rank's part as a leaf that needs a gradient; returns the tensor."""
         self.local.requires_grad_(requires_grad)
         return self
 
     def retain_grad(self) -> None:
+        """Keeps the gradient although this is no leaf."""
         self.local.retain_grad()
 
     def backward(
@@ -346,25 +366,31 @@ class ShardTensor(_Surface):
         self.local.backward(gradient, retain_graph, create_graph)
 
     def size(self, dim: int | None = None) -> torch.Size | int:
+        """Returns the global shape, or one of its extents."""
         return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
+        """Returns the number of dimensions of the global tensor."""
         return len(self.spec.shape)
 
     ndimension = dim
 
     def numel(self) -> int:
+        """Returns the number of elements of the global tensor."""
         return self.spec.shape.numel()
 
     nelement = numel
 
     def item(self) -> Any:
+        """Returns the number that a replicated tensor of one element holds; refuses a sharded one."""
         return self._value("item").item()
 
     def tolist(self) -> Any:
+        """Returns a replicated tensor as nested lists; refuses a sharded one."""
         return self._value("tolist").tolist()
 
     def numpy(self) -> Any:
+        """Returns a replicated tensor as an array; refuses a sharded one."""
         return self._value("numpy").numpy()
 
     def _value(self, op: str) -> Tensor:

@@ -85,6 +85,7 @@ def matrix_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> ShardTensor:
+    """Norm of matrices; one all-reduce where a matrix is sharded, which only the Frobenius norm allows."""
     return linalg_norm(x, ord, dim, keepdim, dtype=dtype)
 
 
@@ -98,4 +99,5 @@ def _matrix_norm(
 
 
 def dist(x: ShardTensor, other: Any, p: float = 2) -> ShardTensor:
+    """The p-norm of x - other: one all-reduce where x is sharded."""
     return vector_norm(x - other, p)

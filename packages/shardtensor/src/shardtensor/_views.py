@@ -17,7 +17,7 @@ from shardtensor._plans import planned
 from shardtensor._redistribute import rebalance
 from shardtensor._reduce import dimensions, settle
 from shardtensor._spec import ShardSpec, Sizes, offsets
-from shardtensor._tensor import ShardTensor, elsewhere, local_part, place, unsupported
+from shardtensor._tensor import ShardTensor, place, unsupported
 
 
 def integers(values: tuple[Any, ...]) -> tuple[int, ...]:
@@ -69,22 +69,26 @@ def _as_other(func: Callable[..., Any], x: Any, args: tuple[Any, ...], kwargs: M
 
 
 def permute(x: ShardTensor, *dims: Any) -> ShardTensor:
+    """Dimensions in another order, on any layout; nothing moves."""
     order = dimensions(integers(dims), x.ndim)
     goals = tuple(None if dim is None else order.index(dim) for dim in x.spec.dims)
     return place(x.local.permute(order), x.spec, goals, x.spec.sizes)
 
 
 def transpose(x: ShardTensor, dim0: int, dim1: int) -> ShardTensor:
+    """Two dimensions exchanged, on any layout; nothing moves."""
     order = list(range(x.ndim))
     order[dim0], order[dim1] = order[dim1], order[dim0]
     return permute(x, order)
 
 
 def matrix_transpose(x: ShardTensor) -> ShardTensor:
+    """The last two dimensions exchanged, on any layout; nothing moves."""
     return transpose(x, -2, -1) if x.ndim > 1 else x
 
 
 def movedim(x: ShardTensor, source: int | Sequence[int], destination: int | Sequence[int]) -> ShardTensor:
+    """Dimensions moved to other places, on any layout; nothing moves between ranks."""
     sources, goals = dimensions(source, x.ndim), dimensions(destination, x.ndim)
     rest = iter(d for d in range(x.ndim) if d not in sources)
     placed = dict(zip(goals, sources, strict=True))
@@ -98,6 +102,7 @@ def adjoint(x: ShardTensor) -> ShardTensor:
 
 
 def unsqueeze(x: ShardTensor, dim: int) -> ShardTensor:
+    """A new dimension of extent 1, on any layout; nothing moves."""
     (at,) = dimensions(dim, x.ndim + 1)
     dims = tuple(None if d is None else d + (d >= at) for d in x.spec.dims)
     return place(x.local.unsqueeze(at), x.spec, dims, x.spec.sizes)
@@ -135,6 +140,7 @@ def reshape(x: ShardTensor, *shape: Any) -> ShardTensor:
 
 
 def flatten(x: ShardTensor, start_dim: int = 0, end_dim: int = -1) -> ShardTensor:
+    """Merges dimensions of which only the outermost is sharded; rows move as in reshape."""
     if x.ndim == 0:
         return _reshaped(x, (1,))
     first, last = dimensions((start_dim, end_dim), x.ndim)
@@ -143,6 +149,7 @@ def flatten(x: ShardTensor, start_dim: int = 0, end_dim: int = -1) -> ShardTenso
 
 
 def unflatten(x: ShardTensor, dim: int, sizes: Sequence[int]) -> ShardTensor:
+    """Divides a dimension; if it is sharded, the first part is, and rows move as in reshape."""
     (at,) = dimensions(dim, x.ndim)
     parts = _filled(tuple(sizes), x.shape[at])
     return _reshaped(x, (*x.shape[:at], *parts, *x.shape[at + 1 :]))
@@ -251,38 +258,3 @@ def moved(spec: ShardSpec, m: int, dim: int | None) -> str:
     """Returns, for an error message, the placements with mesh dimension m splitting `dim`, or none."""
     dims = [dim if i == m else d for i, d in enumerate(spec.dims)]
     return f"[{', '.join('Replicate()' if d is None else f'Shard({d})' for d in dims)}]"
-
-
-def along(position: int, default: Any, name: str = "dim") -> Callable[..., Any]:
-    """Returns a handler for functions that couple elements along dimensions that are not sharded.
-
-    Args:
-        position: where the dimension stands among the arguments.
-        default: its value when absent; None means all dimensions.
-        name: its keyword.
-    """
-
-    def handler(
-        func: Callable[..., Any], _: Sequence[type], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        dim = kwargs.get(name, args[position] if len(args) > position else default)
-        first = args[0] if args else None
-        if not isinstance(first, ShardTensor) or first.spec.partial:
-            raise unsupported(func.__name__, args, kwargs)
-        dims = dimensions(dim, first.ndim)
-        if any(d in dims for d in first.spec.dims):
-            reason = f"couples elements along sharded dimensions of {dims}"
-            raise unsupported(func.__name__, args, kwargs, reason, elsewhere(first, dims))
-        out = func(*map(local_part, args), **{key: local_part(value) for key, value in kwargs.items()})
-        return _wrap_along(out, first, dims)
-
-    return handler
-
-
-def _wrap_along(out: Any, x: ShardTensor, gone: Sequence[int]) -> Any:
-    if not isinstance(out, Tensor):
-        wrapped = [_wrap_along(part, x, gone) for part in out]
-        return type(out)(wrapped)
-    kept = out.ndim == x.ndim
-    dims = tuple(None if d is None else d - (0 if kept else sum(g < d for g in gone)) for d in x.spec.dims)
-    return place(out, x.spec, dims, x.spec.sizes)

@@ -63,8 +63,8 @@ class Windows:
     Attributes:
         local: these rows, without those beyond the domain.
         sizes: for each mesh dimension the outputs per rank along a dimension of windows, else as before.
-        rims: for each dimension of windows the rows to add at its two sides; the given padding where it is
-            whole.
+        rims: for each dimension of windows the rows still to add at its two sides; the given padding where it
+            is whole.
         lows: for each dimension of windows the global index of the first row, those to add included.
         empty: dimensions along which this rank has no output: the local function runs on one window or row,
             whose result `crop` removes.
@@ -77,6 +77,7 @@ class Windows:
     empty: tuple[int, ...]
 
     def crop(self, out: Tensor) -> Tensor:
+        """Returns `out` without the results of a rank that has no output."""
         for dim in self.empty:
             out = out.narrow(dim, 0, 0)
         return out
@@ -88,8 +89,14 @@ def fetch_windows(
     stride: Sequence[int],
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
+    *,
+    zeros: bool = False,
 ) -> Windows:
-    """Fetches, along every sharded one of the last dimensions of x, the rows that its windows read."""
+    """Fetches, along every sharded one of the last dimensions of x, the rows that its windows read.
+
+    With `zeros` the rows beyond the domain come with them where a function cannot add them: where the two
+    sides differ.
+    """
     lead = x.ndim - len(kernel)
     sizes, rims, lows, empty = list(x.spec.sizes), list(padding), [0] * len(kernel), []
     plans = {
@@ -102,9 +109,13 @@ def fetch_windows(
     for m, (counts, wants, edges) in plans.items():
         dim, rank = cast("int", x.spec.dims[m]), x.spec.coordinate[m]
         i = dim - lead
-        local = local if m in here else fetch_rows(local, dim, x.spec, m, wants)
-        sizes[m], rims[i] = counts, edges[rank]
-        lows[i] = (wants[rank][0][0] if wants[rank] else 0) - edges[rank][0]
+        rim, rims[i] = edges[rank], edges[rank]
+        if m not in here:
+            last = m == max(plans)  # what is added earlier would travel
+            added = rim if zeros and last and rim[0] != rim[1] else (0, 0)
+            local = fetch_rows(local, dim, x.spec, m, wants, rim=added)
+            rims[i] = (0, 0) if added == rim else rim
+        sizes[m], lows[i] = counts, (wants[rank][0][0] if wants[rank] else 0) - rim[0]
         if counts[rank] == 0:
             empty.append(dim)
     local, gone = fill_empty(local, [dim for dim in x.spec.dims if dim is not None and dim < lead])
@@ -176,7 +187,7 @@ def convolution(
             one = lambda rows, rim: run(rows, replaced(tuple(padding), i, rim))  # noqa: E731
             out = run_overlapped(one, x.local, dim, spec, m, wants, parts)
             return place(out, spec, spec.dims, replaced(spec.sizes, m, counts))
-    windows = fetch_windows(x, kernel, stride, padding, dilation)
+    windows = fetch_windows(x, kernel, stride, padding, dilation, zeros=True)
     out = windows.crop(run(windows.local, windows.rims))
     return place(out, spec, spec.dims, windows.sizes)
 
