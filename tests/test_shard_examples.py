@@ -1,4 +1,4 @@
-"""The examples of recipes/shardtensor, and the generated page of operations."""
+"""The examples of recipes/shardtensor, the cookbook on several ranks, the generated page of operations."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ def test_any_number_of_ranks_has_the_same_losses(example: str) -> None:
     assert not any(sent[:STEPS])
     assert all(sent[STEPS:])
     assert losses == pytest.approx(alone * len(RANKS), rel=1e-9)
+
+
+def test_cookbook_runs_on_many_ranks(tmp_path: Path) -> None:
+    """The session "docs" runs its blocks on one rank; that the words say "one rank or many" is shown here."""
+    page = (ROOT / "docs/shardtensor-cookbook.md").read_text()
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    program, found = re.subn(
+        r"dist\.init_process_group\(\n.*?\n\)", 'dist.init_process_group("gloo")', program, flags=re.DOTALL
+    )
+    assert found == 1
+    (tmp_path / "cookbook.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "cookbook.py"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_page_of_operations_is_current() -> None:

@@ -1,16 +1,18 @@
 """Meeting the rest of torch: compiled graphs, checkpoints, precision, tensor parallelism, ways out."""
 
 import copy
+import math
 import pickle
 import tempfile
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
-from shard_ranks import close, layouts, names, random, registry, shard
+from shard_ranks import close, compare, layouts, names, random, registry, shard
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -18,7 +20,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 import shardtensor as st
-from shardtensor import ShardTensor, UnsupportedShardedOp
+from shardtensor import ShardTensor, UnsupportedShardedOp, traffic
 
 CASES, case = registry()
 
@@ -393,6 +395,61 @@ def handlers_by_name(mesh):
 
     st.register_named_function_handler(f"{halved.__module__}.{halved.__qualname__}", handler)
     close(halved(shard(random(5, 3), mesh, 0)), random(5, 3) / 2)
+
+
+@case("2", "3", "2x2")
+def spherical_harmonics(mesh):
+    """A transform written as torch-harmonics writes it returns a field of few waves, on every layout."""
+    nodes, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(12))
+    table = _legendre(9, nodes)  # (m, l, latitude)
+
+    def analysis(x):
+        modes = torch.fft.rfft(x, dim=-1, norm="forward")[..., :9].transpose(-1, -2)
+        parts = [torch.einsum("...mk,mlk->...lm", p, table * weights) for p in (modes.real, modes.imag)]
+        return torch.complex(*parts)
+
+    def synthesis(c):
+        parts = [torch.einsum("...lm,mlk->...km", part, table) for part in (c.real, c.imag)]
+        return torch.fft.irfft(torch.complex(*parts), n=24, dim=-1, norm="forward")
+
+    waves = synthesis(torch.complex(random(2, 3, 9, 9), random(2, 3, 9, 9, seed=1)) * _real_at_zero(9))
+    close(synthesis(analysis(waves)), waves)
+    back = lambda x: synthesis(analysis(x))  # noqa: E731
+    if mesh.ndim == 2:
+        grid = ShardTensor.from_local(*_part(waves, mesh, (2, 3)))
+        close(back(grid), waves)
+        return
+    for dim in range(4):
+        compare(back, mesh, [(waves, dim)])
+    with traffic() as seen:
+        channels = shard(waves, mesh, 2).redistribute([Shard(1)])
+        close(back(channels).redistribute([Shard(2)]), waves)
+    assert [transfer.kind for transfer in seen.transfers] == ["all_to_all"] * 2
+
+
+def _part(x, mesh, dims):
+    spec = st.ShardSpec.create(mesh, [Shard(d) for d in dims], x.shape)
+    return x[spec.local_slices()].contiguous(), mesh, spec.placements
+
+
+def _legendre(degrees, nodes):
+    """Normalised P_l^m at the nodes, (m, l, node), by the recurrence in l."""
+    table = torch.zeros(degrees, degrees, len(nodes))
+    for m in range(degrees):
+        diagonal = (1 - nodes**2) ** (m / 2) * math.sqrt((2 * m + 1) / 2)
+        diagonal = diagonal * math.sqrt(math.prod((2 * i - 1) / (2 * i) for i in range(1, m + 1)))
+        table[m, m] = diagonal
+        for n in range(m + 1, degrees):
+            a = math.sqrt((4 * n * n - 1) / (n * n - m * m))
+            b = math.sqrt(((n - 1) ** 2 - m * m) / (4 * (n - 1) ** 2 - 1)) if n > m + 1 else 0.0
+            table[m, n] = a * (nodes * table[m, n - 1] - b * table[m, n - 2])
+    return table
+
+
+def _real_at_zero(degrees):
+    """Zeros where l < m, and no imaginary part of m = 0 to carry."""
+    keep = torch.ones(degrees, degrees).tril()
+    return keep * (torch.arange(degrees) > 0)
 
 
 @pytest.mark.parametrize("name", names(CASES))
