@@ -36,7 +36,8 @@ class Sample:
         grid: layouts on a mesh of two dimensions.
         weights: shapes of plain tensors that all ranks hold.
         forward: collectives of the forward pass where every rank holds rows; at most as many elsewhere. May
-            be a function of the number of ranks.
+            be a function of the number of ranks. On a mesh of two dimensions at most those that each of them
+            takes alone.
         backward: the same of the backward pass.
         uneven: collectives that each pass may take at most where the sizes are not those of torch.chunk, if
             that is more.
@@ -176,6 +177,11 @@ def _exact(
         assert (got.forward, got.backward) == (0, 0), f"{note}: one rank communicates"
         return
     everywhere = all(min(rows) for own in sizes for rows in own.values())
+    if mesh.ndim == 2 and min(mesh.shape) > 1 and everywhere:
+        alone = [_counted(sample, mesh, layout, sizes, m) for m in (0, 1)]
+        most = tuple(map(sum, zip(*alone, strict=True)))
+        used = (got.forward, got.backward)
+        assert used[0] <= most[0] and used[1] <= most[1], f"{note}: {used} collectives, {alone} alone"
     for kind, limit, count in (
         ("forward", sample.forward, got.forward),
         ("backward", sample.backward, got.backward),
@@ -185,6 +191,28 @@ def _exact(
         most = limit if _is_even(sizes) else max(limit, sample.uneven)
         fits = fits and (mesh.ndim > 1 or count <= most)
         assert fits, f"{note}: {count} collectives in the {kind} pass, expected {limit}"
+
+
+def _counted(
+    sample: Sample, mesh: DeviceMesh, layout: Sequence[Sequence[Dim]], sizes: Sizes, m: int
+) -> tuple[int, int]:
+    """Returns the collectives of both passes where mesh dimension m alone splits the inputs."""
+    parts, weights = _leaves(sample, mesh, layout, sizes, torch.float64)[1], len(sample.weights)
+    for i, (x, dims) in enumerate(zip(parts[: len(parts) - weights], layout, strict=True)):
+        if any(dim is not None for dim in dims):
+            only = [dim if n == m else None for n, dim in enumerate(dims)]
+            placements = [Replicate() if dim is None else Shard(dim) for dim in only]
+            rows = {n: each for n, each in sizes[i].items() if n == m}
+            parts[i] = ShardTensor(*_moved(x, placements, rows))
+    got = _evaluate(sample.run, parts, torch.float64)
+    return got.forward, got.backward
+
+
+def _moved(
+    x: ShardTensor, placements: Sequence[Any], rows: dict[int, tuple[int, ...]]
+) -> tuple[Tensor, ShardSpec]:
+    moved = x.redistribute(placements, sizes=rows)
+    return moved.local.detach().clone().requires_grad_(x.requires_grad), moved.spec
 
 
 def _is_even(sizes: Sizes) -> bool:
