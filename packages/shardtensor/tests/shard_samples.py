@@ -181,7 +181,7 @@ def _exact(
         alone = [_counted(sample, mesh, layout, sizes, m) for m in (0, 1)]
         most = tuple(map(sum, zip(*alone, strict=True)))
         used = (got.forward, got.backward)
-        assert used[0] <= most[0] and used[1] <= most[1], f"{note}: {used} collectives, {alone} alone"
+        assert all(n <= m for n, m in zip(used, most, strict=True)), f"{note}: {used}, {alone} alone"
     for kind, limit, count in (
         ("forward", sample.forward, got.forward),
         ("backward", sample.backward, got.backward),
