@@ -7,7 +7,7 @@ against the error that one process makes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 
-from shardtensor import ShardSpec, ShardTensor, chunk_sizes, traffic
+from shardtensor import ShardSpec, ShardTensor, chunk_sizes, is_sharded, traffic
 
 Dim = int | None
 Layout = tuple[Dim, ...]  # for every input the dimension that is sharded; a plain tensor where None
@@ -74,6 +74,21 @@ def check(sample: Sample, mesh: DeviceMesh) -> None:
             if mesh.size() == 3 and sizes is uneven:
                 for dtype in (torch.float32, *([torch.bfloat16] if sample.bf16 else [])):
                     _rounded(sample, mesh, pairs, sizes, dtype, note)
+
+
+def check_compiled(sample: Sample, mesh: DeviceMesh) -> None:
+    """Asserts that the sample in its first layout, uneven and in one graph, agrees with one process."""
+    torch._dynamo.reset()
+    fast = torch.compile(sample.run, fullgraph=True, dynamic=False, backend="aot_eager")
+
+    def run(*leaves: Any) -> Any:
+        return (fast if any(map(is_sharded, leaves)) else sample.run)(*leaves)
+
+    pairs = [(dim,) for dim in sample.dims[0]]
+    sizes = _sizes(sample, mesh, pairs, lambda extent, parts: (extent - parts + 1,) + (1,) * (parts - 1))
+    _exact(
+        replace(sample, run=run, forward=None, backward=None), mesh, pairs, sizes, f"{sample.op}, compiled"
+    )
 
 
 def draw(chance: Random, extent: int, parts: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from shardtensor import (
     ring_shift,
     traffic,
 )
-from shardtensor._attention import cheapest
+from shardtensor._method import cheapest
 from shardtensor._random import at_least, numbers
 
 CASES, case = registry()
@@ -41,7 +41,7 @@ def test_method_is_checked_and_restored():
         pass
     with attention("ring"), pytest.raises(KeyError), attention("gather"):
         raise KeyError
-    assert shardtensor._attention._choice.method == "auto"
+    assert shardtensor._method._choice.method == "auto"
 
 
 @case("1", "2", "3", "4")

@@ -2,12 +2,12 @@
 
 from importlib.metadata import version as _version
 
-from shardtensor._attention import attention
 from shardtensor._errors import GatherWarning, UnsupportedShardedOp
 from shardtensor._halo import fetch, halo_exchange, pole_pad
 from shardtensor._interop import checkpointable, from_dtensor
 from shardtensor._interop import einops_backend as _einops_backend
 from shardtensor._local import local_map
+from shardtensor._method import attention
 from shardtensor._modes import TensorPromotionMode, fallback, promotion_mode, set_promotion_mode
 from shardtensor._modules import bucketed_gradients, sync_module
 from shardtensor._neighborhood import neighborhood_handler
