@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import platform
 import tempfile
@@ -99,6 +101,22 @@ def shard(x: Tensor, mesh: DeviceMesh, dim: int) -> st.ShardTensor:
     spec = st.ShardSpec.create(mesh, [Shard(dim)], x.shape)
     local = x.detach()[spec.local_slices()].clone()
     return st.ShardTensor(local.requires_grad_(x.requires_grad), spec)
+
+
+def physicsnemo(x: Tensor, mesh: DeviceMesh, dim: int) -> Any:
+    """Returns the same as PhysicsNeMo's ShardTensor; None where it is not installed."""
+    if importlib.util.find_spec("physicsnemo") is None:
+        return None
+    theirs = importlib.import_module("physicsnemo.domain_parallel")
+    if not torch.cuda.is_available():
+        theirs.register_custom_ops()  # which it does itself where there is CUDA
+    parts = x.detach().chunk(mesh.size(), dim)
+    return theirs.ShardTensor.from_local(
+        parts[mesh.get_local_rank()].clone(),
+        mesh,
+        [Shard(dim)],
+        sharding_shapes={0: [tuple(part.shape) for part in parts]},
+    )
 
 
 def machine() -> str:

@@ -9,8 +9,6 @@ Starts its two ranks itself. Run:
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,10 +62,9 @@ def operands(mesh: DeviceMesh, gradient: bool) -> dict[str, tuple[Any, Any, Any]
             everywhere(weights[1]),
         ),
     }
-    if importlib.util.find_spec("physicsnemo") is not None:
-        theirs = importlib.import_module("physicsnemo.domain_parallel").ShardTensor
-        local = x.chunk(mesh.size())[mesh.get_local_rank()].clone()
-        found["PhysicsNeMo"] = (theirs.from_local(local, mesh, [Shard(0)]), weights[0], weights[1])
+    theirs = common.physicsnemo(x, mesh, 0)
+    if theirs is not None:
+        found["PhysicsNeMo"] = (theirs, weights[0], weights[1])
     return found
 
 

@@ -3,10 +3,11 @@
 Four tables: CPU time with the allocator as it is, the same without page faults, redistribute against an
 all_to_all_single written by hand, and peak memory. A large plain tensor is paid for by page faults, half of
 it on each of two ranks often not: that flatters us, so the second table is the one to judge by. "its rows" is
-torch on each rank's rows alone, without exchange or sum: the least that two halves can cost. Attention,
-seconds of arithmetic on small tensors, runs twice, in the second way alone. DTensor leaves the gradients of
-weights as partial sums, whose reduction is not in its time; ours are reduced. Both ranks run the plain
-program at the same time, so that all forms share the cores alike. Starts its ranks itself. Run:
+torch on each rank's rows alone and one all_reduce of the gradients of weights: the least that two halves can
+cost, without halos and global moments. Attention, seconds of arithmetic on small tensors, runs twice, in the
+second way alone. DTensor leaves the gradients of weights as partial sums, whose reduction is not in its time;
+ours are reduced. Both ranks run the plain program at the same time, so that all forms share the cores alike.
+PhysicsNeMo takes part where it is installed beside. Starts its ranks itself. Run:
 
     python benchmarks/shard_ops.py [--repeats 20] [--only ops attention redistribute memory]
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -103,7 +105,7 @@ def forms(mesh: DeviceMesh, dim: int) -> dict[str, Form]:
     def leaf(x: Any) -> Any:
         return x.detach().clone().requires_grad_()
 
-    return {
+    found = {
         "plain": Form(leaf, leaf),
         "its rows": Form(lambda x: leaf(common.shard(x, mesh, dim).local), leaf, whole=False),
         "ours": Form(lambda x: common.shard(x, mesh, dim).requires_grad_(), leaf),
@@ -112,6 +114,9 @@ def forms(mesh: DeviceMesh, dim: int) -> dict[str, Form]:
             lambda w: leaf(distribute_tensor(w, mesh, [Replicate()])),
         ),
     }
+    if importlib.util.find_spec("physicsnemo") is not None:
+        found["PhysicsNeMo"] = Form(lambda x: leaf(common.physicsnemo(x, mesh, dim)), leaf)
+    return found
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ def training_step(
             (leaf.local if isinstance(leaf, st.ShardTensor) else leaf).grad = None
         out = case.run(*xs, *ws)
         out.backward(seed)
+        if not form.whole and ws:
+            dist.all_reduce(torch.cat([leaf.grad.view(-1) for leaf in ws]))
         return [out.detach(), *(leaf.grad for leaf in (*xs, *ws))]
 
     return step

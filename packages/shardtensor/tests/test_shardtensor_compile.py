@@ -5,7 +5,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from shard_ranks import compare, names, random, registry, shard
+from shard_ranks import close, compare, names, random, registry, shard
+from shard_samples import check_compiled
+from test_shardtensor_table import SAMPLES
 
 import shardtensor as st
 
@@ -50,13 +52,15 @@ OPERATIONS = {
     "variance": in_one_graph(lambda x: [*torch.var_mean(x, 1), x.std(), x.logsumexp(1)], ROWS),
     "softmax": in_one_graph(lambda x: [x.softmax(1), x.log_softmax(2)], ROWS),
     "scans": in_one_graph(lambda x: [x.cumsum(1), x.diff(dim=1), x.cummax(1)[0]], ROWS),
-    "orders": in_one_graph(lambda x: [x.max(1)[0], x.topk(2, 1)[0], x.sort(2)[0], x.argmax(1)], ROWS),
+    "orders": in_one_graph(
+        lambda x: [x.max(1)[0], x.topk(2, 1)[0], x.sort(1)[0], x.median(1)[0], x.argmax(1)], ROWS
+    ),
     "views": in_one_graph(
         lambda x: [x.transpose(0, 1).flatten(1), (2 * x).unflatten(2, (3, -1)), x.squeeze(), x.T], ROWS
     ),
     "reshape": in_one_graph(lambda x: x.reshape(4, 2, 4).permute(1, 0, 2), ((8, 4), 0)),
     "repeats": in_one_graph(
-        lambda x: [x.repeat(1, 2, 1), x.repeat_interleave(2, 1), 2 * x.unfold(1, 3, 2)], ROWS
+        lambda x: [x.repeat(1, 2, 1), x.repeat_interleave(2, 1), x.unfold(1, 3, 2)], ROWS
     ),
     "rolls": in_one_graph(lambda x: [x.roll(2, 1), x.flip(1), x.narrow(1, 1, 4), *x.split(3, 1)], ROWS),
     "brackets": in_one_graph(lambda x: [x[:, 1:6:2], x[..., None, :2], x[:, -1], x[:, [4, 0, 0]]], ROWS),
@@ -73,7 +77,7 @@ OPERATIONS = {
     ),
     "linear": in_one_graph(F.linear, ROWS, weights=[(5, 6), (5,)]),
     "products": in_one_graph(
-        lambda x, y, w: [torch.matmul(x, w), torch.matmul(x.transpose(0, 1), y)],
+        lambda x, y, w: [torch.matmul(x, w), torch.matmul(x.mT, y), torch.matmul(w, x.mT)],
         MATRIX,
         MATRIX,
         weights=[(4, 4)],
@@ -98,6 +102,8 @@ OPERATIONS = {
         lambda x: [
             F.interpolate(x, scale_factor=2, mode="bilinear"),
             F.interpolate(x, size=(7, 5), mode="bicubic", align_corners=True),
+            F.interpolate(x, size=(7, 5), mode="bilinear"),
+            F.interpolate(x, size=(4, 7), mode="nearest"),
             F.interpolate(x, size=(5, 4), mode="bilinear", antialias=True),
         ],
         IMAGE,
@@ -129,11 +135,43 @@ OPERATIONS = {
     "losses": in_one_graph(
         lambda x, y: [F.mse_loss(x, y), F.smooth_l1_loss(x, y), F.cosine_similarity(x, y, 1)], ROWS, ROWS
     ),
+    # Dynamo hands on what is written; torch, all arguments by name.
+    "arguments left out": in_one_graph(
+        lambda x: [F.alpha_dropout(x), F.feature_alpha_dropout(x), F.rrelu(x), F.avg_pool1d(x, 2, 2, 1)],
+        ((2, 7, 6), 2),
+    ),
     "spectra": in_one_graph(lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), 7, 1), ROWS),
 }
 for _name, _check in OPERATIONS.items():
     _check.__name__ = _name.replace(" ", "_")
     case("2", "3", compiles=True)(_check)
+
+# One or two operations of each kind. The cases above have the others that models use most.
+KINDS = """
+    lerp copy_ bucketize prelu view_as_real to new_full isin dropout dropout2d
+    nansum aminmax count_nonzero dist matrix_norm cummin logcumsumexp trapezoid
+    softmin movedim broadcast_to tile rot90 diagonal tril meshgrid tensor_split roll unbind glu
+    take take_along_dim embedding __getitem__ __setitem__ index_put scatter_reduce scatter_
+    concat column_stack atleast_2d bilinear addmm tensordot cdist cross vecdot inverse eigh
+    fft2 irfftn fftshift multi_head_attention_forward normalize batch_norm local_response_norm
+    cross_entropy nll_loss kl_div cosine_embedding_loss
+    conv1d conv_transpose1d pad max_pool1d lp_pool2d adaptive_max_pool1d interpolate channel_shuffle fold
+"""
+FIRST = {sample.op: sample for sample in reversed(SAMPLES) if sample.dims}
+
+
+def _sample(op):
+    def check(mesh):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            check_compiled(FIRST[op], mesh)
+
+    check.__name__ = f"sample_{op}"
+    return check
+
+
+for _op in KINDS.split():
+    case("2", compiles=True)(_sample(_op))
 
 
 @case("2", "3", compiles=True)
@@ -145,6 +183,29 @@ def attention_as_a_module(mesh):
 
 
 @case("2", compiles=True)
+def what_a_graph_writes(mesh):
+    """Running statistics and tensors given to the graph are written in place."""
+    x = random(4, 3, 5)
+    plain, net = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    plain(x)
+
+    def run(x, y):
+        y[1:3] = 0
+        y.mul_(2).cumsum_(2)
+        return net(x)
+
+    torch._dynamo.reset()
+    part, there = shard(x, mesh, 0, (3, 1)), shard(x, mesh, 0, (3, 1)).requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.compile(run, fullgraph=True, dynamic=False, backend="aot_eager")(part, there)
+    close(net.running_mean, plain.running_mean)
+    close(net.running_var, plain.running_var)
+    x[1:3] = 0
+    close(there, (2 * x).cumsum(2))
+
+
+@case("2", compiles=True)
 def the_error_of_an_operation_is_told(mesh):
     """What has no sharded form fails while the graph is made, with the reason and the remedy."""
     x = shard(random(6, 4), mesh, 0)
@@ -153,6 +214,14 @@ def the_error_of_an_operation_is_told(mesh):
         (lambda x: torch.kron(x, x), "kron"),
         (lambda x: x[x > 0], "depend on data"),
         (lambda x: F.conv1d(x, torch.ones(4, 6, 3)), "the channels are sharded"),
+        (lambda x: x @ torch.ones(4, 2), r"operator @.*torch\.matmul"),
+        (lambda x: x.detach().histc(4), "in a compiled graph.*min="),
+        (lambda x: x.repeat_interleave(torch.tensor([1, 0, 2, 1]), 1), "in a compiled graph.*output_size"),
+        (lambda x: x[:, torch.tensor([True, False, True, True])], r"in a compiled graph.*torch\.where"),
+        (lambda x: 1.0 if torch.allclose(x, x) else 2.0, "allclose: in a compiled graph"),
+        (lambda x: torch.bincount(x.long().abs()), "bincount: in a compiled graph"),
+        (lambda x: torch.unique(x), "unique: in a compiled graph"),
+        (lambda x: F.l1_loss(x, x, weight=x), "loses the weight"),
     ):
         torch._dynamo.reset()
         with warnings.catch_warnings():

@@ -185,12 +185,13 @@ def _weighted(local: Tensor, dim: int, step: Resize, sizes: Sizes, rank: int) ->
     """Resamples the fetched rows along one dimension."""
     plain = tuple(step)
     if step.mode.startswith("nearest"):
-        return local.index_select(dim, _own_rows(plain, sizes, rank, 0, local.device))
+        rows, _ = _own_taps(plain, sizes, rank, local.device)
+        return local.index_select(dim, rows[0])
     if step.mode != "bicubic" and not step.antialias:
-        near, far = (local.index_select(dim, _own_rows(plain, sizes, rank, k, local.device)) for k in (0, 1))
-        weight = _own_weights(plain, sizes, rank, local.device)[:, 1]
-        return torch.lerp(near, far, weight.view(-1, *[1] * (local.ndim - 1 - dim)))
-    matrix = _matrix(plain, sizes, rank, local.device)
+        rows, weight = _own_taps(plain, sizes, rank, local.device)
+        near, far = local.index_select(dim, rows[0]), local.index_select(dim, rows[1])
+        return torch.lerp(near, far, weight[:, 1].view(-1, *[1] * (local.ndim - 1 - dim)))
+    (matrix,) = _matrix(plain, sizes, rank, local.device)
     last = dim == local.ndim - 1
     out = [
         torch.matmul(local[..., low:high], matrix[first:stop, low:high].mT)
@@ -210,26 +211,25 @@ def _own(step: Resize, sizes: Sizes, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @planned
-def _own_rows(resize: tuple[Any, ...], sizes: Sizes, rank: int, k: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return _own(Resize(*resize), sizes, rank)[0][:, k].contiguous().to(device)
-
-
-@planned
-def _own_weights(resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device) -> Tensor:
+def _own_taps(
+    resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Returns the K rows of every own output, each (own outputs), and the weights (own outputs, K)."""
     with torch.inference_mode(False):
         step = Resize(*resize)
-        return _own(step, sizes, rank)[1].to(device, torch.float64 if step.double else torch.float32)
+        index, weight = _own(step, sizes, rank)
+        rows = tuple(part.contiguous().to(device) for part in index.unbind(1))
+        return rows, weight.to(device, torch.float64 if step.double else torch.float32)
 
 
 @planned
-def _matrix(resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device) -> Tensor:
+def _matrix(resize: tuple[Any, ...], sizes: Sizes, rank: int, device: torch.device) -> tuple[Tensor]:
     """Returns the weights as a matrix (own outputs, fetched rows)."""
     with torch.inference_mode(False):
         step = Resize(*resize)
         index, weight = _own(step, sizes, rank)
         matrix = weight.new_zeros(len(index), int(index.max()) + 1).scatter_add_(1, index, weight)
-        return matrix.to(device, torch.float64 if step.double else torch.float32)
+        return (matrix.to(device, torch.float64 if step.double else torch.float32),)
 
 
 @planned

@@ -15,7 +15,11 @@ _MOST_PLANS = 8192
 
 
 def planned(function: Callable[P, T]) -> Callable[P, T]:
-    """Caches a function of hashable arguments; torch.compile takes its result for a constant."""
+    """Caches a function of hashable arguments; torch.compile takes its result for a constant.
+
+    The result may hold tensors, but must not be one: Dynamo (torch 2.13) names constant tensors by the code
+    that returns them, which is the same for all plans, and takes a second one for the first.
+    """
     cached = lru_cache(maxsize=_MOST_PLANS)(function)
 
     @wraps(function)

@@ -15,7 +15,7 @@ from torch.utils._pytree import GetAttrKey, register_pytree_node, tree_map
 
 from shardtensor._claims import compare_ranks, extents_by_mesh_dim, global_shape_of
 from shardtensor._collectives import shared
-from shardtensor._errors import GatherWarning, UnsupportedShardedOp
+from shardtensor._errors import UnsupportedShardedOp, warn_of_gather
 from shardtensor._modes import TensorPromotionMode, modes
 from shardtensor._redistribute import redistribute_local
 from shardtensor._spec import (
@@ -567,7 +567,7 @@ def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
 def _run_gathered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Runs a function on whole operands on every rank, and shards results that have the shape of one."""
     name = getattr(func, "__name__", str(func))
-    warnings.warn(f"{name} has no sharded form: every rank gathers its operands", GatherWarning, stacklevel=4)
+    warn_of_gather(f"{name} has no sharded form: every rank gathers its operands")
     models = list(sharded_arguments(args, kwargs))
 
     def whole(x: Any) -> Any:
