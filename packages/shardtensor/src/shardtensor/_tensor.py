@@ -567,7 +567,7 @@ def _run_locally(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mappin
 def _run_gathered(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Runs a function on whole operands on every rank, and shards results that have the shape of one."""
     name = getattr(func, "__name__", str(func))
-    warn_of_gather(f"{name} has no sharded form: every rank gathers its operands")
+    warn_of_gather(f"{name} has no sharded form: every rank gathers its operands", 5)
     models = list(sharded_arguments(args, kwargs))
 
     def whole(x: Any) -> Any:
