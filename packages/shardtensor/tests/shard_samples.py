@@ -60,6 +60,15 @@ class Sample:
     rtol: float = 1e-11
 
 
+def possible(call: Callable[[], object]) -> bool:
+    """Whether this release of torch can do something to plain tensors."""
+    try:
+        call()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
 def check(sample: Sample, mesh: DeviceMesh) -> None:
     """Asserts that the sample on `mesh` agrees with one process, and communicates as often as it says."""
     chance = Random(f"{sample.op} {sample.dims} {mesh.shape}")

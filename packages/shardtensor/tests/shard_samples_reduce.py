@@ -6,8 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from shard_samples import Sample
+from shard_samples import Sample, possible
 from torch import Tensor
+
+_HAS_GRADIENT = possible(lambda: torch.ones(2, requires_grad=True).aminmax().min.backward())
+
+
+def _extremes_of(x: Any) -> Any:
+    """aminmax has a gradient in new releases of torch only."""
+    return x if _HAS_GRADIENT else x.detach()
 
 
 def _same(x: Tensor) -> Tensor:
@@ -91,8 +98,8 @@ SAMPLES = [
     *samples("amax", lambda x: (x > 0).amax(1), over=(1,)),
     *samples("amin", lambda x: x.amin(1), over=(1,), make=_ties),
     *samples("amin", lambda x: x.amin(), over=ALL, make=_ties),
-    *samples("aminmax", lambda x: tuple(torch.aminmax(x)), over=ALL, forward=2),
-    *samples("aminmax", lambda x: tuple(x.aminmax(dim=1, keepdim=True)), over=(1,), forward=2),
+    *samples("aminmax", lambda x: tuple(torch.aminmax(_extremes_of(x))), over=ALL, forward=2),
+    *samples("aminmax", lambda x: tuple(_extremes_of(x).aminmax(dim=1, keepdim=True)), over=(1,), forward=2),
     *samples("max", torch.max, over=ALL, make=_ties),
     *samples("min", torch.min, over=ALL, make=_ties),
     *samples("max", lambda x: x.max(1), over=(1,), make=_ties),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from shard_samples import Sample
+from shard_samples import Sample, possible
 
 Run = Callable[..., Any]
 
@@ -20,6 +20,7 @@ def moves(op: str, run: Run, shape: tuple[int, ...], *dims: int, **more: Any) ->
     return free(op, run, shape, *dims, **({"forward": 1, "backward": 1} | more))
 
 
+HALF_TRACE = possible(lambda: torch.ones(2, 2, dtype=torch.bfloat16).trace())
 REPEATS = torch.tensor([1, 0, 2, 0, 3, 1, 1])
 SAMPLES = [
     free("permute", lambda x: x.permute(0, 2, 1), (2, 7, 6), 0, 1, 2, grid=[(1, 2)]),
@@ -118,7 +119,7 @@ SAMPLES = [
     free("diag", lambda x: (x.diag(), x.diag(2), x.diag(-1)), (7,), 0),
     free("diag_embed", lambda x: (x.diag_embed(), x.diag_embed(1, 0, 2)), (4, 7), 0, 1, grid=[(0, 1)]),
     free("diag_embed", lambda x: torch.diag_embed(x, offset=-2, dim1=1, dim2=0), (4, 7), 0, 1),
-    free("trace", lambda x: x.trace(), (6, 6), 0, 1, forward=1),
+    free("trace", lambda x: x.trace(), (6, 6), 0, 1, forward=1, bf16=HALF_TRACE),
     free(
         "tril", lambda x: (x.tril(), torch.tril(x, -1), x.tril(diagonal=2)), (3, 6, 7), 0, 1, 2, grid=[(1, 2)]
     ),
