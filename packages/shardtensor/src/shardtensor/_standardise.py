@@ -1,7 +1,8 @@
 """Normalisation by a mean and a variance over all ranks, with one collective each way.
 
 Forward, torch's kernel of group_norm gives the values standardised by the moments of this rank; the moments
-of all ranks, merged, correct them in place. Backward, with x^ = (x - m) r and w the weight,
+of all ranks, merged, correct them in place. On a CPU sums give the moments for less, where that is accurate.
+Backward, with x^ = (x - m) r and w the weight,
 
     dx = r (w g - sum(w g) / n - x^ sum(w g x^) / n),
 
@@ -89,11 +90,7 @@ class _Normalise(Function):
         values = x.to(wide(x.dtype))
         w, b = (scheme.part(param, values.dtype) for param in (weight, bias))
         if scheme.centred:
-            out, own, own_rstd = _standardised(values, scheme.eps or _LEAST)
-            here = _over_samples(own, own_rstd.pow(-2), scheme.dims)
-            mean, power = merge(*here, scheme.spec, scheme.across)
-            now = ((mean - own) * own_rstd, power * own_rstd.square())  # moments of the standardised values
-            out = _scaled(out, *now, *((None, None) if scheme.along else (w, b)), out)
+            out, mean, power = _centred(values, *((None, None) if scheme.along else (w, b)), scheme)
         else:
             squares = total(sum_of_squares(values, scheme.dims), scheme.spec, scheme.across)
             power = squares / max(scheme.count, 1) + scheme.eps
@@ -114,6 +111,37 @@ class _Normalise(Function):
         if torch.is_grad_enabled():
             return *_gradients_of_composition(x, weight, bias, grad, ctx), None
         return *_gradients(x, weight, bias, grad, mean, rstd, ctx.scheme), None
+
+
+def _centred(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, scheme: Scheme
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (x - mean) / sqrt(var + eps) * weight + bias, the mean, and var + eps."""
+    eps = scheme.eps or _LEAST
+    quick = None if torch.compiler.is_compiling() else _moments_by_sums(x)
+    if quick is not None:
+        here = _over_samples(quick[0], quick[1] + eps, scheme.dims)
+        mean, power = merge(*here, scheme.spec, scheme.across)
+        return _scaled(x, mean, power, weight, bias), mean, power
+    out, own, own_rstd = _standardised(x, eps)
+    here = _over_samples(own, own_rstd.pow(-2), scheme.dims)
+    mean, power = merge(*here, scheme.spec, scheme.across)
+    now = ((mean - own) * own_rstd, power * own_rstd.square())  # moments of the standardised values
+    return _scaled(out, *now, weight, bias, out), mean, power
+
+
+def _moments_by_sums(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Returns mean and variance of every sample and group of this rank from sums of x and of x^2, on a CPU.
+
+    These cost less than the pass that corrects the result of the kernel. None where the mean is so large that
+    the difference of the sums would lose digits; on other devices the host would have to wait for that.
+    """
+    count = x.shape[2] * x.shape[3]
+    if x.device.type != "cpu" or x.numel() == 0:
+        return None
+    mean = x.sum(3, keepdim=True).sum(2, keepdim=True) / count
+    var = sum_of_squares(x, (2, 3)) / count - mean.square()
+    return None if (mean.square() > var).any() else (mean, var)
 
 
 def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
