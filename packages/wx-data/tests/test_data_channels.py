@@ -5,6 +5,8 @@ import json
 import pytest
 
 from wx_data import PRESETS, channel, channels
+from wx_data._channels import ON_LEVELS, SINGLE
+from wx_data._checks import convert_units
 from wx_data._units import parse_unit
 
 
@@ -64,3 +66,53 @@ def test_repeated_and_unknown_lists() -> None:
         channels(["z500", "t850", "z500"])
     with pytest.raises(ValueError, match="presets are atlas75"):
         channels("atlas")
+
+
+ALL = (*SINGLE, *(f"{name}500" for name in ON_LEVELS))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_grib_numbers_and_names_against_eccodes(name: str) -> None:
+    """ECMWF's tables name the parameter as the lexicon does, in units that convert."""
+    eccodes = pytest.importorskip("eccodes")
+    spec = channel(name)
+    message = eccodes.codes_grib_new_from_samples("regular_ll_pl_grib2")
+    eccodes.codes_set(message, "paramId", spec.param_id)
+    short, variable, units, standard_name = (
+        eccodes.codes_get(message, key) for key in ("shortName", "cfVarName", "units", "cfName")
+    )
+    eccodes.codes_release(message)
+    assert short == spec.grib_name
+    assert variable in (spec.variable, *spec.aliases)
+    factor, offset = convert_units(spec, units, standard_name)
+    assert (factor, offset) == pytest.approx((1.0, 0.0))
+
+
+def test_no_two_channels_share_a_request() -> None:
+    """What is asked of the CDS, of IFS open data and of GFS names one channel, but for sums and statics."""
+    for key in ("cds_name", "gfs_name"):
+        asked = [(getattr(channel(n), key), channel(n).level) for n in ALL if n != "tp01"]
+        asked = [entry for entry in asked if entry[0] is not None]
+        assert len(asked) == len(set(asked)), key
+    names = [(channel(n).ifs_name, channel(n).level) for n in ALL if n != "tp01"]
+    assert len(names) == len(set(names))
+
+
+def test_names_in_the_archives() -> None:
+    assert channel("z500").gfs_name == "HGT:500 mb"
+    assert channel("q1000").gfs_name == "SPFH:1000 mb"
+    assert channel("u100").gfs_name == "UGRD:100 mb"
+    assert channel("u100m").gfs_name == "UGRD:100 m above ground"
+    assert channel("z500").ifs_name == "gh"
+    assert channel("z_surface").cds_name == "geopotential"
+    assert channel("sst").gfs_name is None
+    assert channel("clwc850").level == 850
+    assert channel("sst").sea_only
+    assert not channel("skt").sea_only
+
+
+def test_hourly_and_six_hourly_rain_are_two_channels() -> None:
+    assert channel("tp01").accumulation_hours == 1
+    assert channel("tp01").long_name == "total_precipitation_1hr"
+    assert channel("tp").long_name == "total_precipitation_6hr"
+    assert channel("tp").cds_name == channel("tp01").cds_name == "total_precipitation"

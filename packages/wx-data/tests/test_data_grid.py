@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wx_data import Grid
-from wx_data._grid import regrid, reorder
+from wx_data._conservative import regrid_conservative
+from wx_data._grid import interpolate_points, nearest_present, regrid, reorder
+from wx_data._healpix import Healpix
 
 
 @pytest.mark.parametrize("poles", [True, False])
@@ -60,6 +62,29 @@ def test_repeated_column_is_refused() -> None:
         reorder([90, 0, -90], [0, 120, 240, 360])
     with pytest.raises(ValueError, match="repeats a column"):
         reorder([90, 0, -90], [-180, -60, 60, 180])
+
+
+@pytest.mark.parametrize(
+    ("longitude", "periodic"),
+    [
+        ([0.0, 5.0, 10.0], False),
+        ([0.0, 90.0, 180.0, 270.0], True),
+        ([0.0], True),
+        ([0.0, 120.0, 240.0], True),
+        ([0.0, 120.0], False),
+        (list(np.arange(0.0, 350.0, 10.0)), False),
+    ],
+)
+def test_only_a_full_circle_is_periodic(longitude: list[float], periodic: bool) -> None:
+    grid = Grid(np.array([90.0, 0, -90]), np.array(longitude))
+    assert grid.is_periodic == periodic
+    assert grid.is_global == periodic
+
+
+def test_a_limited_area_is_not_wrapped() -> None:
+    source = Grid(np.array([60.0, 55.0, 50.0]), np.array([0.0, 5.0, 10.0]))
+    with pytest.raises(ValueError, match="longitude reaches"):
+        regrid(np.ones((3, 3)), source, Grid(np.array([55.0]), np.array([5.0, 180.0])))
 
 
 def test_equality_is_by_coordinates() -> None:
@@ -124,3 +149,204 @@ def test_regridding_never_extrapolates() -> None:
         regrid(np.zeros((2, 2)), source, Grid.regular(5, 4))
     with pytest.raises(ValueError, match="source grid"):
         regrid(np.zeros((3, 2)), source, source)
+
+
+def _area_mean(field: np.ndarray, grid: Grid) -> np.ndarray:
+    return field.astype(np.float64).mean(-1) @ grid.area_weights()
+
+
+GRIDS = {
+    "poles": Grid.regular(33, 64),
+    "cells": Grid.regular(32, 64, poles=False),
+    "odd": Grid.regular(19, 30),
+    "gaussian": Grid(
+        np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(48)[0]))[::-1], np.arange(96) * 3.75
+    ),
+    "shifted": Grid(Grid.regular(45, 8).latitude, 1.25 + 2.5 * np.arange(144)),
+}
+
+
+@pytest.mark.parametrize("source", GRIDS)
+@pytest.mark.parametrize("target", GRIDS)
+def test_conservative_keeps_area_mean_and_constants(source: str, target: str) -> None:
+    here, there = GRIDS[source], GRIDS[target]
+    field = np.random.default_rng(0).standard_normal((2, *here.shape)) + 3
+    out = regrid_conservative(field, here, there)
+    np.testing.assert_allclose(_area_mean(out, there), _area_mean(field, here), rtol=1e-6)
+    np.testing.assert_allclose(regrid_conservative(np.full(here.shape, 7.7), here, there), 7.7, rtol=1e-7)
+
+
+def test_conservative_against_brute_force() -> None:
+    """Every pair of cells, its overlap written out as an integral of the indicator functions."""
+    source, target = GRIDS["shifted"], GRIDS["odd"]
+    field = np.random.default_rng(1).standard_normal(source.shape)
+    got = regrid_conservative(field, source, target)
+    fine = Grid(90 - 0.125 * (np.arange(1440) + 0.5), 0.25 * (np.arange(1440) + 0.5))
+
+    def cell(edges: np.ndarray, at: np.ndarray) -> np.ndarray:
+        return np.searchsorted(edges, at, side="right") - 1
+
+    rows = cell(-source.latitude_edges(), -fine.latitude)
+    turned = source.longitude_edges()[0] + (fine.longitude - source.longitude_edges()[0]) % 360
+    sampled = field[rows][:, cell(source.longitude_edges(), turned)]
+    to_rows = cell(-target.latitude_edges(), -fine.latitude)
+    to_columns = cell(
+        target.longitude_edges(),
+        target.longitude_edges()[0] + (fine.longitude - target.longitude_edges()[0]) % 360,
+    )
+    area = np.broadcast_to(fine.area_weights()[:, None], fine.shape)
+    place = (to_rows[:, None] * target.shape[1] + to_columns).ravel()
+    total = np.bincount(place, (sampled * area).ravel())
+    expected = (total / np.bincount(place, area.ravel())).reshape(target.shape)
+    # The fine cells sample edges that do not lie on their borders to half a cell.
+    np.testing.assert_allclose(got, expected, atol=0.06)
+    assert np.abs(got - expected).mean() < 5e-3
+
+
+def test_conservative_halves_are_exact_means() -> None:
+    source = Grid.regular(8, 16, poles=False)
+    target = Grid(source.latitude.reshape(4, 2).mean(1), source.longitude.reshape(8, 2).mean(1))
+    field = np.random.default_rng(2).standard_normal(source.shape)
+    weights = np.broadcast_to(source.area_weights()[:, None], source.shape)
+    total, area = (x.reshape(4, 2, 8, 2).sum((1, 3)) for x in (field * weights, weights))
+    np.testing.assert_allclose(regrid_conservative(field, source, target), total / area, rtol=1e-6)
+
+
+def test_conservative_leaves_out_missing_values() -> None:
+    source = Grid.regular(8, 16, poles=False)
+    target = Grid(source.latitude.reshape(4, 2).mean(1), source.longitude.reshape(8, 2).mean(1))
+    field = np.full(source.shape, 5.0)
+    field[0, 0] = np.nan  # the small share of a cell at the pole
+    field[2:4, 2] = np.nan  # half of a cell
+    field[4:6, 4:6] = np.nan
+    field[6, 6], field[7, 6:8] = np.nan, np.nan  # most of a cell
+    out = regrid_conservative(field, source, target)
+    assert np.isnan(out[2, 2])
+    assert np.isnan(out[3, 3])
+    assert np.isnan(out).sum() == 2
+    np.testing.assert_array_equal(out[~np.isnan(out)], 5.0)
+
+
+def test_conservative_never_extrapolates() -> None:
+    source = Grid(np.array([60.0, 55.0, 50.0]), np.array([0.0, 5.0, 10.0]))
+    inside = Grid(np.array([57.5, 52.5]), np.array([2.5, 7.5]))
+    np.testing.assert_allclose(regrid_conservative(np.ones((3, 3)), source, inside), 1.0)
+    with pytest.raises(ValueError, match="outside the source grid in longitude"):
+        regrid_conservative(np.ones((3, 3)), source, Grid(inside.latitude, np.array([2.5, 12.5])))
+
+
+@pytest.mark.parametrize("order", ["ring", "nested"])
+@pytest.mark.parametrize("nside", [1, 2, 4, 32, 128])
+def test_healpix_centres_against_healpy(nside: int, order: str) -> None:
+    healpy = pytest.importorskip("healpy")
+    grid = Healpix(nside, order)
+    east, north = healpy.pix2ang(nside, np.arange(12 * nside**2), nest=order == "nested", lonlat=True)
+    np.testing.assert_allclose(grid.latitude, north, atol=1e-11)
+    np.testing.assert_allclose(grid.longitude, east, atol=1e-11)
+
+
+def test_healpix_in_closed_form() -> None:
+    """Twelve pixels; equal areas integrate low harmonics to zero; nested children surround their parent."""
+    first = Healpix(1)
+    np.testing.assert_allclose(
+        np.sin(np.deg2rad(first.latitude)), np.repeat([2 / 3, 0, -2 / 3], 4), atol=1e-15
+    )
+    np.testing.assert_allclose(first.longitude, [45, 135, 225, 315, 0, 90, 180, 270, 45, 135, 225, 315])
+    for order in ("ring", "nested"):
+        grid = Healpix(16, order)
+        z, east = np.sin(np.deg2rad(grid.latitude)), np.deg2rad(grid.longitude)
+        assert abs(z.mean()) < 1e-14
+        assert (z**2).mean() == pytest.approx(1 / 3, abs=1e-3)
+        assert abs((np.sqrt(1 - z**2) * np.exp(1j * east)).mean()) < 1e-14
+    coarse, fine = Healpix(8, "nested"), Healpix(16, "nested")
+
+    def xyz(grid: Healpix) -> np.ndarray:
+        phi, lam = np.deg2rad(grid.latitude), np.deg2rad(grid.longitude)
+        return np.stack((np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)), -1)
+
+    middle = xyz(fine).reshape(-1, 4, 3).mean(1)
+    apart = np.arccos(np.clip((middle * xyz(coarse)).sum(-1) / np.linalg.norm(middle, axis=-1), -1, 1))
+    assert np.rad2deg(apart.max()) < 1.5
+
+
+@pytest.mark.parametrize(("nside", "order"), [(3, "ring"), (0, "ring"), (4, "spiral")])
+def test_healpix_refuses(nside: int, order: str) -> None:
+    with pytest.raises(ValueError, match=r"power of two|'ring' or 'nested'"):
+        Healpix(nside, order)
+
+
+def test_points_are_interpolated_as_grids_are() -> None:
+    source, target = Grid.regular(19, 36), Grid.regular(33, 64)
+    field = np.random.default_rng(3).standard_normal((2, *source.shape))
+    field[0, 4:8, 4:9] = np.nan
+    points = np.meshgrid(target.latitude, target.longitude, indexing="ij")
+    for wind in (False, True):
+        got = interpolate_points(field, source, points[0].ravel(), points[1].ravel(), wind=wind)
+        np.testing.assert_allclose(
+            got.reshape(2, *target.shape), regrid(field, source, target, wind=wind), atol=1e-6
+        )
+
+
+def test_healpix_source_reproduces_smooth_fields() -> None:
+    source = Grid.regular(181, 360)
+    phi, lam = np.deg2rad(source.latitude)[:, None], np.deg2rad(source.longitude)
+    pixels = Healpix(32, "nested")
+    got = interpolate_points(np.cos(phi) * np.cos(lam), source, pixels.latitude, pixels.longitude)
+    at_phi, at_lam = np.deg2rad(pixels.latitude), np.deg2rad(pixels.longitude)
+    np.testing.assert_allclose(got, np.cos(at_phi) * np.cos(at_lam), atol=1e-4)
+
+
+def test_nearest_present_against_brute_force() -> None:
+    grid = Grid.regular(13, 18)
+    missing = np.random.default_rng(4).uniform(size=grid.shape) < 0.85
+    missing[5] = True
+    phi, lam = (np.deg2rad(x).ravel() for x in np.meshgrid(grid.latitude, grid.longitude, indexing="ij"))
+    cosine = np.sin(phi)[:, None] * np.sin(phi) + np.cos(phi)[:, None] * np.cos(phi) * np.cos(
+        lam[:, None] - lam
+    )
+    gone, there = np.flatnonzero(missing), np.flatnonzero(~missing)
+    best = cosine[np.ix_(gone, there)].max(axis=1)
+    got = nearest_present(missing, grid)
+    assert not missing.ravel()[got].any()
+    np.testing.assert_allclose(cosine[gone, got], best, atol=1e-12)
+    with pytest.raises(ValueError, match="every point"):
+        nearest_present(np.ones(grid.shape, bool), grid)
+
+
+def test_a_regridded_source_converts(make_source, tmp_path) -> None:
+    from wx_data import SourceError, Store, convert
+    from wx_data._regrid import RegriddedSource
+
+    inner = make_source(steps=3, names=("u850", "t850"))
+    coarse = Grid.regular(5, 8)
+    source = RegriddedSource(inner, coarse, "conservative")
+    convert(source, tmp_path / "s", implausible="keep")
+    store = Store(tmp_path / "s")
+    expected = regrid_conservative(inner.read(inner.times, ["u850", "t850"]).values, inner.grid, coarse)
+    np.testing.assert_array_equal(store.read(store.times).values, expected)
+    assert store.attributes["provenance"]["regridding"] == "conservative"
+    assert set(source.statics) == {"z_surface", "lsm"}
+    pixels = RegriddedSource(inner, Healpix(2, "nested"))
+    state = pixels.read(inner.times[:2], ["t850"])
+    assert state.dims == ("time", "channel", "cell")
+    assert state.shape == (2, 1, 48)
+    assert state["cell"].attrs == {"nside": 2, "order": "nested"}
+    with pytest.raises(SourceError, match="needs rows of latitude; the source lies on Healpix"):
+        convert(pixels, tmp_path / "pixels")
+    with pytest.raises(ValueError, match="bilinear interpolation"):
+        RegriddedSource(inner, Healpix(2), "conservative")
+    with pytest.raises(ValueError, match="method must be"):
+        RegriddedSource(inner, coarse, "nearest")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(121, 240), (181, 360), (32, 64)])
+def test_the_full_grid_keeps_its_poles_and_its_mean(rows: int, columns: int) -> None:
+    """721 rows divide by nothing: no row may be lost on the way to a coarser grid."""
+    source, target = Grid.regular(721, 1440), Grid.regular(rows, columns, poles=rows % 2 == 1)
+    field = np.random.default_rng(5).standard_normal(source.shape).astype(np.float32) + 270
+    field[0] += 100
+    field[-1] -= 100
+    out = regrid_conservative(field, source, target)
+    np.testing.assert_allclose(_area_mean(out, target), _area_mean(field, source), rtol=1e-7)
+    assert out[0].mean() > 270.01
+    assert out[-1].mean() < 269.99

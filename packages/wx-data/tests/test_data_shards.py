@@ -7,7 +7,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from wx_data._shards import ShardCodec, ShardError, ShardReader, crc32c
+from wx_data._shards import Scale, ShardCodec, ShardError, ShardReader, crc32c
 from wx_data._zarr3 import SmallArray, sharded_metadata, write_group
 
 CODEC = ShardCodec(channels=3, rows=7, columns=8, band=3, fields=2)
@@ -167,3 +167,73 @@ def test_small_arrays_open_in_zarr(tmp_path: Path) -> None:
     assert list(group["name"][:]) == ["é", "", "abc"]
     np.testing.assert_array_equal(group["m"][:], small["m"].values)
     assert group["n"].attrs["units"] == "1"
+
+
+@pytest.mark.parametrize("compression", ["lz4", "lz4hc", "none"])
+@pytest.mark.parametrize("columns", [8, 1024])
+def test_rows_channels_and_scale_together(tmp_path: Path, compression: str, columns: int) -> None:
+    """Small files are read whole, large ones band by band; uncompressed ones straight into the target."""
+    codec = ShardCodec(channels=9, rows=90, columns=columns, band=20, compression=compression)
+    values, path = _values(codec), tmp_path / "shard"
+    path.write_bytes(codec.encode(values))
+    assert (path.stat().st_size > 1 << 20) == (columns == 1024)
+    reader, rng = ShardReader(codec), np.random.default_rng(1)
+    for rows in ((0, 90), (5, 6), (19, 41), (80, 90), (0, 20), (20, 60)):
+        for channels in (None, [3], [8, 0, 5], list(range(9))):
+            picked = values[0] if channels is None else values[0][channels]
+            out = np.full((len(picked), rows[1] - rows[0], columns), np.nan, np.float32)
+            reader.read(str(path), out, rows=rows, channels=channels)
+            np.testing.assert_array_equal(out, picked[:, slice(*rows)])
+            offset, factor = rng.standard_normal((2, len(picked), 1, 1)).astype(np.float32)
+            reader.read(str(path), out, rows=rows, channels=channels, scale=Scale(offset, factor))
+            np.testing.assert_array_equal(out, (picked[:, slice(*rows)] - offset) * factor)
+
+
+@pytest.mark.parametrize("compression", ["lz4hc", "none"])
+def test_shards_of_other_codecs_are_zarr(tmp_path: Path, compression: str) -> None:
+    codec = ShardCodec(channels=3, rows=7, columns=8, band=3, fields=2, compression=compression)
+    values = _values(codec)
+    path = _write(tmp_path, codec, values)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path, mode="r")["data"][0], values)
+    zarr.open_group(tmp_path, mode="r+")["data"][0] = values + 1
+    out = np.empty((3, 7, 8), np.float32)
+    ShardReader(codec).read(str(path), out, field=1)
+    np.testing.assert_array_equal(out, values[1] + 1)
+
+
+def test_any_flipped_byte_of_an_uncompressed_shard_is_found(tmp_path: Path) -> None:
+    codec = ShardCodec(channels=6, rows=64, columns=1024, band=16, compression="none")
+    path, reader = tmp_path / "shard", ShardReader(codec)
+    data = codec.encode(_values(codec))
+    out = np.empty((6, 64, 1024), np.float32)
+    with open(path, "wb") as file:
+        file.write(data)
+    for place in np.random.default_rng(0).integers(0, len(data), 100).tolist():
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(bytes([data[place] ^ 1]))
+            file.flush()
+            with pytest.raises(ShardError):
+                reader.read(str(path), out)
+            file.seek(place)
+            file.write(data[place : place + 1])
+    reader.read(str(path), out)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ShardError, match=r"truncated|checksum"):
+        reader.read(str(path), out)
+
+
+def test_more_channels_than_one_system_call_takes(tmp_path: Path) -> None:
+    codec = ShardCodec(channels=1500, rows=6, columns=64, band=3, compression="none")
+    values, path = _values(codec), tmp_path / "shard"
+    path.write_bytes(codec.encode(values))
+    out = np.empty((1500, 4, 64), np.float32)
+    ShardReader(codec).read(str(path), out, rows=(1, 5))
+    np.testing.assert_array_equal(out, values[0][:, 1:5])
+
+
+def test_a_channel_asked_for_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    path.write_bytes(CODEC.encode(_values(CODEC)))
+    with pytest.raises(ValueError, match="must differ"):
+        ShardReader(CODEC).read(str(path), np.empty((2, 7, 8), np.float32), channels=[1, 1])

@@ -253,7 +253,7 @@ def test_accumulation_must_be_stated() -> None:
     with pytest.raises(SourceError, match="'tp' does not say over how many hours it accumulates"):
         open_source(dataset, channels=["tp"])
     dataset["tp"].attrs["accumulation_hours"] = 1
-    with pytest.raises(SourceError, match="does not say"):
+    with pytest.raises(SourceError, match="no time has every hourly field of its window, 6 h long"):
         open_source(dataset, channels=["tp"])
     dataset["tp"].attrs["accumulation_hours"] = 6
     source = open_source(dataset, channels=["tp"])

@@ -123,3 +123,91 @@ def test_impossible_requests(store: Store) -> None:
         compute_statistics(store, period=("2005-01-01", "2005-02-01"))
     with pytest.raises(ValueError, match="leads must be positive"):
         compute_statistics(store, leads=(0,))
+
+
+def _same(found: Statistics, expected: Statistics, rtol: float) -> None:
+    assert found.period == expected.period
+    pairs = [(found.state, expected.state)]
+    pairs += [(found.residual(lead), moments) for lead, moments in expected.residuals.items()]
+    for mine, theirs in pairs:
+        assert mine.count == theirs.count
+        np.testing.assert_array_equal(mine.fields, theirs.fields)
+        np.testing.assert_array_equal(mine.minimum, theirs.minimum)
+        np.testing.assert_array_equal(mine.maximum, theirs.maximum)
+        np.testing.assert_allclose(mine.std, theirs.std, rtol=rtol)
+        np.testing.assert_allclose(mine.mean, theirs.mean, rtol=rtol, atol=rtol * theirs.std.max())
+
+
+def test_parts_merge_in_any_order(store: Store, tmp_path: Path) -> None:
+    whole = compute_statistics(store, leads=(6, 24), save=False)
+    parts = [compute_statistics(store, leads=(6, 24), part=(i, 7)) for i in range(7)]
+    assert not (store.path / "_wx" / "stats.parquet").exists()
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        order = random.permutation(7)
+        first, *others = (parts[i] for i in order)
+        _same(first.merge(*others), whole, 1e-12)
+    # Any tree of merges, and a round trip through files in between.
+    parts[3].save(tmp_path / "part.parquet")
+    left = parts[5].merge(parts[0], Statistics.load(tmp_path / "part.parquet"))
+    right = parts[6].merge(parts[1]).merge(parts[4].merge(parts[2]))
+    _same(right.merge(left), whole, 1e-12)
+
+
+def test_two_pass_on_values_far_from_zero(make_source: Make, tmp_path: Path) -> None:
+    # A mean 1e5 times the spread is where sums of squares fail.
+    source = make_source(30, ("msl",))
+    original = source.read
+    source.read = lambda times, names: 1e5 + (original(times, names) - 1e5) * 1e-4
+    convert(source, tmp_path / "s")
+    store = Store(tmp_path / "s")
+    mean, std = _two_pass(store.read(store.times).values.astype(np.float64), store.grid)
+    first, *others = (compute_statistics(store, part=(i, 4)) for i in range(4))
+    for found in (compute_statistics(store), first.merge(*others)):
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(found.std, std, rtol=1e-9)
+
+
+def test_a_channel_that_is_missing_in_one_part(make_source: Make, tmp_path: Path) -> None:
+    source = make_source(8)
+    original = source.read
+
+    def read(times: Any, channels: Any) -> Any:
+        array = original(times, channels).copy()
+        array.loc[{"channel": "t850"}][np.asarray(times) < source.times[4]] = np.nan
+        return array
+
+    source.read = read
+    convert(source, tmp_path / "s", nan={"t850": "keep"})
+    store = Store(tmp_path / "s")
+    whole = compute_statistics(store, save=False)
+    assert whole.state.fields.tolist() == [8, 4, 8, 8, 8]
+    first, second = (compute_statistics(store, part=(i, 2)) for i in range(2))
+    assert np.isnan(first.mean[1])
+    assert np.isnan(first.std[1])
+    _same(second.merge(first), whole, 1e-12)
+    mean, _ = _two_pass(store.read(store.times[4:]).values, store.grid)
+    np.testing.assert_allclose(whole.mean[1], mean[1], rtol=1e-12)
+
+
+def test_what_does_not_merge(store: Store) -> None:
+    whole = compute_statistics(store, save=False)
+    part = compute_statistics(store, part=(1, 3))
+    with pytest.raises(StoreError, match=r"overlapping periods.*2001-01-01T00\.\..* and 2001-01-0"):
+        whole.merge(part)
+    with pytest.raises(StoreError, match=r"different leads .*\[6\] and \[12\] hours"):
+        part.merge(compute_statistics(store, leads=(12,), part=(2, 3)))
+    with pytest.raises(StoreError, match="channel 0 is z500 in the statistics and t850 in the other part"):
+        whole.merge(whole.select(["t850"]))
+    with pytest.raises(ValueError, match="part must be"):
+        compute_statistics(store, part=(3, 3))
+
+
+def test_statistics_beyond_the_training_years_are_refused(store: Store) -> None:
+    found = compute_statistics(store, save=False)
+    found.check(store.channels, store.grid, ("2001", "2001"))
+    found.check(store.channels, store.grid, ("2001-01-01", "2001-01-10"))
+    with pytest.raises(
+        StoreError, match=r"another period .*2001-01-10T18.* beyond 2001-01-01T00\.\.2001-01-09T23"
+    ):
+        found.check(store.channels, store.grid, ("2001-01-01", "2001-01-09"))

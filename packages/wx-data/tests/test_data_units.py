@@ -17,6 +17,12 @@ from wx_data._units import conversion, parse_unit
         ("~", "1"),
         ("Pa s**-1", "kg m-1 s-3"),
         ("kg.m-2", "kg m**-2"),
+        ("W m^-2", "J m-2 s-1"),
+        ("meters", "gpm"),
+        ("degK", "K"),
+        ("fractional", "(0 - 1)"),
+        ("s**-1", "1/s"),
+        ("K m**2 kg**-1 s**-1", "K m2 kg-1 s-1"),
     ],
 )
 def test_spellings_are_equal(text: str, same: str) -> None:
@@ -35,6 +41,8 @@ def test_spellings_are_equal(text: str, same: str) -> None:
         ("g kg-1", "kg kg-1", 1e-3, 0.0),
         ("mm/day", "m s-1", 1e-3 / 86400, 0.0),
         ("km h-1", "m s-1", 1 / 3.6, 0.0),
+        ("mb/day", "Pa s-1", 100 / 86400, 0.0),
+        ("millibars", "Pa", 100.0, 0.0),
     ],
 )
 def test_conversion(found: str, wanted: str, factor: float, offset: float) -> None:

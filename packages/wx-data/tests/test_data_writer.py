@@ -1,7 +1,11 @@
 """Forecast output: round trip through xarray, resume, processes, refusals."""
 
+import itertools
 import os
+import resource
+import signal
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +163,121 @@ def test_refused_declarations(tmp_path: Path) -> None:
     (tmp_path / "k" / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match="not empty"):
         _create(tmp_path / "k")
+    assert [path.name for path in (tmp_path / "k").iterdir()] == ["notes.txt"]
+
+
+def _in_child(work: Callable[[], object]) -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside idle threads of other libraries
+        child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def _write_missing(path: Path, values: np.ndarray) -> None:
+    writer = _create(path)
+    for init, lead in writer.missing():
+        writer.write(init, lead, values[INITS.tolist().index(init.astype(int)), lead // 6 - 1])
+    writer.finalise()
+
+
+def test_killed_at_every_rename(tmp_path: Path) -> None:
+    values, rename = _values(), os.replace
+
+    def work(number: int) -> None:
+        count = itertools.count(1)
+
+        def replace(*arguments: Any) -> None:
+            if next(count) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*arguments)
+
+        os.replace = replace
+        _write_missing(tmp_path / "f", values)
+
+    kills = 0
+    for number in (1, 2, 9, 14, 18, 2, 2, 3, 1, 3, 1):
+        child = _in_child(lambda number=number: work(number))
+        kills += os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert kills >= 10
+    _write_missing(tmp_path / "f", values)
+    np.testing.assert_array_equal(open_forecast(tmp_path / "f")["forecast"].values, values)
+
+
+def test_processes_declare_at_the_same_time(tmp_path: Path) -> None:
+    values = _values()
+
+    def work(place: int) -> None:
+        writer = _create(tmp_path / "f")
+        for lead in (6, 12, 18):
+            if (place + lead // 6) % 2:
+                for i, init in enumerate(INITS):
+                    writer.write(init, lead, values[i, lead // 6 - 1])
+
+    children = [_in_child(lambda place=place: work(place)) for place in range(4)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    _create(tmp_path / "f").finalise()
+    np.testing.assert_array_equal(open_forecast(tmp_path / "f")["forecast"].values, values)
+
+
+def test_a_lost_slice_does_not_read_as_missing_values(tmp_path: Path) -> None:
+    values = _values()
+    _write_missing(tmp_path / "f", values)
+    with pytest.raises(StoreError, match="was finalised"):
+        ForecastWriter(tmp_path / "f").write(INITS[0], 6, values[0, 0])
+    (tmp_path / "f" / "forecast" / "c.1.2.0.0.0.0").unlink()
+    with pytest.raises(StoreError, match=r"has lost 1 slices, first 2001-01-03T12 \+18 h"):
+        open_forecast(tmp_path / "f")
+    assert open_forecast(tmp_path / "f", incomplete=True)["forecast"][1, 2].isnull().all()
+    (tmp_path / "f" / "_wx" / "complete.json").unlink()
+    _write_missing(tmp_path / "f", values)
+    np.testing.assert_array_equal(open_forecast(tmp_path / "f")["forecast"].values, values)
+
+
+def test_full_disk(tmp_path: Path) -> None:
+    writer, values = _create(tmp_path / "f"), _values()
+    writer.write(INITS[0], 6, values[0, 0])
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, old[1]))  # a write beyond fails like a full disk
+    try:
+        with pytest.raises(
+            StoreError, match=r"disk is full .* at 2001-01-01T00 \+12 h, 5 slices are missing"
+        ):
+            writer.write(INITS[0], 12, values[0, 1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert writer.done() == [(INITS[0], 6)]
+    assert not list((tmp_path / "f" / "_wx" / "tmp").iterdir())
+
+
+def test_same_values_in_tensorstore(tmp_path: Path) -> None:
+    tensorstore = pytest.importorskip("tensorstore")
+    values = _values()
+    _write_missing(tmp_path / "f", values)
+    kvstore = {"driver": "file", "path": str(tmp_path / "f" / "forecast")}
+    array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}).result()
+    np.testing.assert_array_equal(array.read().result(), values)
+
+
+def test_cf_attributes(tmp_path: Path) -> None:
+    _create(tmp_path / "f")
+    raw = xr.open_zarr(tmp_path / "f", chunks=None, decode_cf=False)
+    assert raw.attrs["Conventions"] == "CF-1.11"
+    expected = {
+        "init_time": ("forecast_reference_time", "hours since 1970-01-01"),
+        "lead_time": ("forecast_period", "h"),
+        "member": ("realization", "1"),
+        "valid_time": ("time", "hours since 1970-01-01"),
+        "latitude": ("latitude", "degrees_north"),
+        "longitude": ("longitude", "degrees_east"),
+    }
+    for name, (standard_name, units) in expected.items():
+        assert (raw[name].attrs["standard_name"], raw[name].attrs["units"]) == (standard_name, units)
+    # Written under `coordinates`, so that CF readers find the two-dimensional time.
+    assert raw["forecast"].attrs["coordinates"] == "valid_time"
+    assert raw["forecast"].attrs["channels"]["z500"]["standard_name"] == "geopotential"

@@ -6,39 +6,72 @@ A `Source` gives fields; `convert` writes them into a training `Store`; a `Loade
 
 from importlib.metadata import version as _version
 
+from wx_data._accumulation import AccumulatedSource
+from wx_data._cds import CDS, fetch_cds
 from wx_data._channels import PRESETS, Channel, channel, channels
+from wx_data._climatology import climatology, open_climatology
 from wx_data._convert import convert
 from wx_data._errors import SourceError, StoreError
 from wx_data._forcings import Forcings
 from wx_data._grid import Grid
-from wx_data._loader import Batch, Loader, TimeWindow
+from wx_data._hdf5 import YearlyHdf5
+from wx_data._healpix import Healpix
+from wx_data._join import join
+from wx_data._loader import Batch, Loader
+from wx_data._opendata import OpenData, fetch_initial_state
+from wx_data._plan import ConversionPlan, plan
 from wx_data._protocols import RowRange, Source
+from wx_data._regrid import RegriddedSource
+from wx_data._remote import Remote, Traffic
+from wx_data._repair import RepairReport, repair
+from wx_data._rounding import rounding_bounds
 from wx_data._sources import open_source
 from wx_data._statistics import Statistics, compute_statistics
 from wx_data._store import Store
+from wx_data._synthetic import SyntheticSource
+from wx_data._windows import TimeWindow
 from wx_data._writer import ForecastWriter, open_forecast
 
 __version__ = _version("wx-data")
 
 __all__ = [
+    "CDS",
     "PRESETS",
+    "AccumulatedSource",
     "Batch",
     "Channel",
+    "ConversionPlan",
     "Forcings",
     "ForecastWriter",
     "Grid",
+    "Healpix",
     "Loader",
+    "OpenData",
+    "RegriddedSource",
+    "Remote",
+    "RepairReport",
     "RowRange",
     "Source",
     "SourceError",
     "Statistics",
     "Store",
     "StoreError",
+    "SyntheticSource",
     "TimeWindow",
+    "Traffic",
+    "YearlyHdf5",
     "channel",
     "channels",
+    "climatology",
     "compute_statistics",
     "convert",
+    "fetch_cds",
+    "fetch_initial_state",
+    "join",
+    "open_climatology",
     "open_forecast",
     "open_source",
+    "plan",
+    "repair",
+    "rounding_bounds",
 ]

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 
 from wx_data._channels import Channel, channel
 from wx_data._errors import SourceError
+from wx_data._grid import Grid, nearest_present
 from wx_data._shards import Field
 from wx_data._times import from_hours, show
 from wx_data._units import conversion
 
-Policy = Mapping[str, float | Literal["keep"]]
+Policy = Mapping[str, float | Literal["keep", "mean", "nearest"]]
+_RULES = ("keep", "mean", "nearest")
 
 
 class _Layout(Protocol):
@@ -31,12 +33,12 @@ def convert_units(spec: Channel, units: str, standard_name: str | None) -> tuple
     Raises:
         SourceError: another quantity, or units that cannot be converted.
     """
+    stated = "" if standard_name in (None, "unknown") else standard_name
     for name, other, factor in spec.equivalents:
-        if standard_name == name:
+        if stated == name and (stated or _scale(spec, units, other) is not None):
             scale = _convertible(spec, units, other)
             return scale[0] * factor, scale[1] * factor
-    accepted = {spec.standard_name, None, "unknown", ""}
-    if standard_name not in accepted:
+    if stated not in ("", spec.standard_name):
         raise SourceError(
             f"channel {spec.name}: the file says {standard_name!r}, expected {spec.standard_name!r}: "
             "these are different quantities"
@@ -44,11 +46,15 @@ def convert_units(spec: Channel, units: str, standard_name: str | None) -> tuple
     return _convertible(spec, units, spec.units)
 
 
-def _convertible(spec: Channel, found: str, wanted: str) -> tuple[float, float]:
+def _scale(spec: Channel, found: str, wanted: str) -> tuple[float, float] | None:
     try:
-        scale = conversion(found, wanted)
+        return conversion(found, wanted)
     except ValueError as error:
         raise SourceError(f"channel {spec.name}: {error}; expected units like {wanted!r}") from None
+
+
+def _convertible(spec: Channel, found: str, wanted: str) -> tuple[float, float]:
+    scale = _scale(spec, found, wanted)
     if scale is None:
         raise SourceError(f"channel {spec.name}: units {found!r} found, {wanted!r} expected; not convertible")
     return scale
@@ -66,14 +72,51 @@ def check_units(array: xr.DataArray, names: Sequence[str]) -> None:
             )
 
 
-def fill_missing(field: Field, names: Sequence[str], policy: Policy) -> Field:
-    """Replace NaN in the channels that have a fill value."""
-    for place, name in enumerate(names):
-        value = policy.get(name, "keep")
-        if value != "keep" and np.isnan(field[place]).any():
-            field = field.copy()
-            field[place] = np.nan_to_num(field[place], nan=float(value), posinf=np.inf, neginf=-np.inf)
-    return field
+class MissingFill:
+    """Replaces missing values (NaN), channel by channel as the caller decided.
+
+    Args:
+        names: channels of the fields, in order.
+        policy: channel -> a constant; "mean", the area-weighted mean of what is there in that field;
+            "nearest", the value at the nearest point that has one; or "keep".
+        grid: where the fields lie.
+
+    Raises:
+        ValueError: a rule that is not understood.
+    """
+
+    def __init__(self, names: Sequence[str], policy: Policy, grid: Grid) -> None:
+        wrong = {name: rule for name, rule in policy.items() if isinstance(rule, str) and rule not in _RULES}
+        if wrong:
+            raise ValueError(f"nan: a number or one of {', '.join(_RULES)} is expected; got {wrong}")
+        self._rules = [(place, policy.get(name, "keep")) for place, name in enumerate(names)]
+        self._grid = grid
+        # A mask repeats from step to step: where its nearest points are is found once.
+        self._nearest: dict[bytes, NDArray[np.intp]] = {}
+
+    def __call__(self, field: Field, /) -> Field:
+        """(C, H, W) with the missing values replaced; the same array where there are none."""
+        filled = field
+        for place, rule in self._rules:
+            if rule == "keep":
+                continue
+            missing = np.isnan(field[place])
+            if not missing.any() or missing.all():
+                continue
+            filled = field.copy() if filled is field else filled
+            filled[place][missing] = self._values(field[place], missing, rule)
+        return filled
+
+    def _values(self, values: Field, missing: NDArray[np.bool_], rule: float | str) -> Any:
+        if rule == "mean":
+            area = np.where(missing, 0.0, self._grid.area_weights()[:, None])
+            return (np.where(missing, 0.0, values) * area).sum(dtype=np.float64) / area.sum()
+        if rule == "nearest":
+            key = np.packbits(missing).tobytes()
+            if key not in self._nearest:
+                self._nearest[key] = nearest_present(missing, self._grid)
+            return values.ravel()[self._nearest[key]]
+        return rule
 
 
 def check_field(
@@ -117,6 +160,6 @@ def _nan_message(field: Field, name: str, entry: Mapping[str, Any], layout: _Lay
     when = show(from_hours(entry["valid_time"] // 3600))
     return (
         f"channel {name} at {when}: {int(missing.sum())} missing values "
-        f"({missing.mean():.1%} of the field){pattern}. Pass nan={{{name!r}: value}} to fill them or "
-        f'nan={{{name!r}: "keep"}} to keep them'
+        f"({missing.mean():.1%} of the field){pattern}. Pass nan={{{name!r}: rule}}, the rule being a "
+        'constant, "mean", "nearest" or "keep"'
     )

@@ -11,39 +11,65 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-from wx_data._checks import check_field, check_units, fill_missing
+from wx_data._checks import MissingFill, Policy, check_field, check_units
 from wx_data._errors import SourceError, StoreError
-from wx_data._manifest import ManifestLog, Row, read_plan, row
+from wx_data._grid import Grid
+from wx_data._manifest import Manifest, ManifestLog, Row, read_plan, row, write_provenance
+from wx_data._progress import Progress
 from wx_data._protocols import Source
-from wx_data._shards import Field, ShardCodec, crc32c
+from wx_data._rounding import (
+    RoundingReport,
+    bytes_saved,
+    largest_errors,
+    quantum,
+    round_field,
+    rounding_report,
+)
+from wx_data._shards import Compression, Field
 from wx_data._store import StoreLayout, default_band_rows, shard_key
 from wx_data._times import Hours, LeadLike, TimeLike, from_hours, lead_hours, period_hours, show, to_hours
 from wx_data._zarr3 import write_atomic, write_json
 
 _BLOCK_BYTES = 64 << 20
 _FLUSH_SECONDS = 1.0
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-NanPolicy = Mapping[str, float | Literal["keep"]]
+_SAMPLE_EVERY = 16  # steps between those that are compressed unrounded as well
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion did: steps in the store, steps written now, bytes on disk, holes left out."""
+    """What a conversion did.
+
+    Attributes:
+        path: the store.
+        steps: time steps that the store will hold.
+        written: steps written by this call.
+        done: steps written so far, by every part.
+        bytes: their size on disk.
+        holes: times asked for that the source lacks.
+        rounding: per rounded channel its bound, its largest error and the bytes saved.
+    """
 
     path: Path
     steps: int
     written: int
+    done: int
     bytes: int
     holes: tuple[np.datetime64, ...]
+    rounding: tuple[RoundingReport, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store is finished and opens."""
+        return self.done == self.steps
 
 
 def convert(
@@ -56,9 +82,12 @@ def convert(
     times: Any = None,
     statics: Mapping[str, NDArray[Any]] | None = None,
     missing: Literal["error", "drop"] = "error",
-    nan: NanPolicy | None = None,
+    nan: Policy | None = None,
     implausible: Literal["error", "keep"] = "error",
     band_rows: int | None = None,
+    codec: Compression = "lz4",
+    rounding: Mapping[str, float] | None = None,
+    part: tuple[int, int] = (0, 1),
     workers: int = 2,
     resume: bool = True,
     progress: bool = False,
@@ -67,6 +96,9 @@ def convert(
 
     Every step is one file, written whole or not at all and logged in the manifest; after a crash the same
     call goes on where the log ends (at most about a second of work is repeated) and gives the same bytes.
+    Several processes or nodes may share the work: process i of n passes ``part=(i, n)`` and otherwise the
+    same arguments, each writes its own run of steps, and whichever ends last completes the store. The bytes
+    do not depend on n, and a killed part goes on when it is called again.
 
     Args:
         source: anything that satisfies `Source`.
@@ -77,19 +109,82 @@ def convert(
         times: exact times instead of `period` and `step`.
         statics: name -> (H, W); `source.statics` by default, where it has them.
         missing: times that the source lacks are an "error", or "drop"ped and listed as holes.
-        nan: channel -> the value that replaces missing values, or "keep". Any other NaN is an error.
+        nan: channel -> what replaces missing values: a constant, "mean" (area-weighted, of the field),
+            "nearest" (the nearest point that has one), or "keep". Any other NaN is an error.
         implausible: values outside the lexicon's range and constant fields are an "error", or "keep".
-        band_rows: latitude rows per inner chunk; chosen near 4 MiB by default.
+        band_rows: latitude rows per inner chunk; by default 16 bands of 1 to 4 MiB on a medium grid.
+        codec: "lz4" (blosc with byte shuffle: about half of the bytes), "lz4hc" (another 15 % less and
+            read faster, but packed at some 60 MB/s and thread), or "none", which a fast disk reads
+            sooner.
+        rounding: channel -> largest absolute error, in its units, that its values may get so that they
+            compress better; see `rounding_bounds`. Every other channel is stored exactly.
+        part: (i, n): do part i = 0..n-1 of n. The file system must support `flock` between the nodes.
         workers: threads that compress and write.
         resume: go on with an interrupted conversion instead of refusing to touch it.
-        progress: show a progress bar.
+        progress: show a progress bar, or log lines where stderr is no terminal.
 
     Raises:
         SourceError: a hole, a missing value, an implausible value or a wrong unit in the source.
         StoreError: `out` holds something else, another process converts into it, or the disk is full.
     """
+    job, holes = make_job(
+        source,
+        out,
+        channels=channels,
+        period=period,
+        step=step,
+        times=times,
+        statics=statics,
+        missing=missing,
+        nan=nan,
+        implausible=implausible,
+        band_rows=band_rows,
+        codec=codec,
+        rounding=rounding,
+        part=part,
+    )
+    folder, mine = job.root / "_wx", job.steps
+    with _claim(folder, mine):
+        done = job.prepare(resume)
+        with Progress(f"convert {job.root.name}", len(mine), done=len(done), enabled=progress) as shown:
+            written = job.run(done, workers, shown)
+        table = job.finish()
+    return ConversionReport(
+        path=job.root,
+        steps=len(job.layout.hours),
+        written=written,
+        done=len(table),
+        bytes=int(table["bytes"].to_numpy().sum()),
+        holes=tuple(from_hours(holes)),
+        rounding=rounding_report(Manifest(table), job.layout.channels, job.rounding),
+    )
+
+
+def make_job(
+    source: Source,
+    out: str | Path,
+    *,
+    channels: Sequence[str] | None,
+    period: tuple[TimeLike, TimeLike] | None,
+    step: LeadLike | None,
+    times: Any,
+    statics: Mapping[str, NDArray[Any]] | None,
+    missing: Literal["error", "drop"],
+    nan: Policy | None,
+    implausible: Literal["error", "keep"],
+    band_rows: int | None,
+    codec: Compression,
+    rounding: Mapping[str, float] | None,
+    part: tuple[int, int],
+) -> tuple["Job", Hours]:
+    """The work that the arguments of `convert` describe, and the times that the source lacks."""
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"part must be (i, n) with 0 <= i < n; got {part}")
     names = tuple(channels if channels is not None else source.channels)
+    if not isinstance(source.grid, Grid):
+        raise SourceError(f"a training store needs rows of latitude; the source lies on {source.grid}")
     hours, holes = _select_hours(source.times, period, step, times, missing)
+    bounds = _check_bounds(rounding or {}, names)
     given = statics if statics is not None else getattr(source, "statics", {})
     layout = StoreLayout(
         hours=hours,
@@ -101,54 +196,73 @@ def convert(
             "provenance": getattr(source, "provenance", {}),
             "fills": dict(nan or {}),
             "holes": holes.tolist(),
+            "rounding": bounds,
             "wx_data_version": version("wx-data"),
         },
+        compression=codec,
     )
-    job = _Job(Path(out), layout, source, dict(nan or {}), implausible)
-    with _lock(job.root / "_wx"):
-        done = job.prepare(resume)
-        with tqdm(total=len(hours), initial=len(done), disable=not progress, unit="step") as bar:
-            written = job.run(done, workers, bar)
-        table = job.finish()
-    total = int(table["bytes"].to_numpy().sum())
-    return ConversionReport(job.root, len(hours), written, total, tuple(from_hours(holes)))
+    mine = range(len(hours) * part[0] // part[1], len(hours) * (part[0] + 1) // part[1])
+    return Job(Path(out), layout, source, dict(nan or {}), implausible, bounds, mine), holes
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """The writing of some steps of a store."""
+
     root: Path
     layout: StoreLayout
     source: Source
-    nan: dict[str, float | Literal["keep"]]
+    nan: Policy
     implausible: Literal["error", "keep"]
+    rounding: dict[str, float]
+    steps: range
 
     @property
     def log(self) -> ManifestLog:
-        return ManifestLog(self.root / "_wx")
+        """Of this part of the work."""
+        return ManifestLog(self.root / "_wx", self.steps.start)
+
+    @property
+    def temporary(self) -> Path:
+        """Where unfinished files of this part stay; nobody else writes there."""
+        return self.root / "_wx" / "tmp" / _range_name(self.steps)
+
+    @cached_property
+    def _fill(self) -> MissingFill:
+        return MissingFill(self.layout.channels, self.nan, self.layout.grid)
 
     def prepare(self, resume: bool) -> set[int]:
-        """Create the store or check that it is the same one; the steps already done."""
-        folder = self.root / "_wx"
-        plan, found = self._plan(), read_plan(folder)
-        if found is None:
-            if (self.root / "zarr.json").exists():
-                raise StoreError(f"{self.root} already holds a Zarr group that is not a training store")
-            write_json(folder / "plan.json", plan)
-        elif not resume:
-            raise StoreError(f"{self.root} exists; delete it, or pass resume=True to go on with it")
-        else:
-            _same_plan(self.root, found, plan)
-        # Unfinished files of a killed run stay here and nowhere else.
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
-        (folder / "tmp").mkdir()
-        if not (self.root / "zarr.json").exists():
-            self.layout.create(self.root)
-        return set(self.log.read()["step"].to_pylist())
+        """Create the store or check that it is the same one; the steps of this part already done."""
+        try:
+            self._create(resume)
+        except OSError as error:
+            raise self._disk_error(error, 0) from error
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.temporary.mkdir(parents=True)
+        return set(self.log.read()["step"].to_pylist()) & set(self.steps)
 
-    def run(self, done: set[int], workers: int, bar: Any) -> int:
+    def _create(self, resume: bool) -> None:
+        folder = self.root / "_wx"
+        with merging(folder):
+            plan, found = self._plan(), read_plan(folder)
+            if found is None:
+                if (self.root / "zarr.json").exists():
+                    raise StoreError(f"{self.root} already holds a Zarr group that is not a training store")
+                write_json(folder / "plan.json", plan)
+            elif not resume:
+                raise StoreError(f"{self.root} exists; delete it, or pass resume=True to go on with it")
+            else:
+                _same_plan(self.root, found, plan)
+            if not (self.root / "zarr.json").exists():
+                self.layout.create(self.root)
+            # What a killed process left unfinished; nobody else writes here while this one merges.
+            for left in (*self.root.glob(".*.part"), *self.root.glob("*/.*.part")):
+                left.unlink()
+
+    def run(self, done: set[int], workers: int, shown: Progress) -> int:
         """Convert what is not done; steps written."""
-        todo = [step for step in range(len(self.layout.hours)) if step not in done]
-        rows, pending = _Rows(self.log, bar), deque[Future[Row]]()
+        todo = [step for step in self.steps if step not in done]
+        rows, pending = _Rows(self.log, shown), deque[Future[Row]]()
         with ThreadPoolExecutor(max(1, workers), thread_name_prefix="wx-convert") as pool:
             try:
                 for futures in self._submit(todo, pool):
@@ -171,13 +285,14 @@ class _Job:
         block = int(np.clip(_BLOCK_BYTES // size, 1, 64))
         for start in range(0, len(todo), block):
             steps = todo[start : start + block]
-            values = self._read(self.layout.hours[steps])
+            values, versions = self.read(self.layout.hours[steps])
             yield [
-                pool.submit(self._write, codec, step, field)
-                for step, field in zip(steps, values, strict=True)
+                pool.submit(self._write, step, field, expver)
+                for step, field, expver in zip(steps, values, versions, strict=True)
             ]
 
-    def _read(self, hours: Hours) -> Field:
+    def read(self, hours: Hours) -> tuple[Field, list[str | None]]:
+        """Fields (T, C, H, W) of the source, and the version of its data per step where it says so."""
         names = self.layout.channels
         array = self.source.read(from_hours(hours), names)
         array = array.transpose("time", "channel", "latitude", "longitude")
@@ -187,30 +302,57 @@ class _Job:
         if not np.array_equal(to_hours(array["time"].values), hours):
             raise SourceError(f"source.read returned other times than asked: {array['time'].values}")
         check_units(array, names)
-        return np.asarray(array.values, dtype=np.float32)
+        versions: list[str | None] = [None] * len(hours)
+        if "expver" in array.coords:
+            versions = [str(value) for value in np.broadcast_to(array["expver"].values, len(hours))]
+        return np.asarray(array.values, dtype=np.float32), versions
 
-    def _write(self, codec: ShardCodec, step: int, field: Field) -> Row:
-        hour = int(self.layout.hours[step])
-        field = fill_missing(field, self.layout.channels, self.nan)
-        data = codec.encode(field[None])
-        key = shard_key(step)
+    def encode(self, step: int, field: Field, expver: str | None) -> tuple[bytes, Row]:
+        """The shard of a step and its row in the manifest, from the field as it was read; checked."""
+        names = self.layout.channels
+        exact = self._fill(field)
+        field = round_field(exact, names, self.rounding)
+        data = self.layout.codec.encode(field[None])
         origin = str(getattr(self.source, "provenance", {}).get("source", ""))
-        entry = row(step, hour, key, data, crc32c(data), field, origin)
+        entry = row(step, int(self.layout.hours[step]), shard_key(step), data, field, origin)
+        entry["expver"] = expver
         check_field(field, entry, self.layout, self.nan, self.implausible)
-        write_atomic(self.root / key, data, temporary=self.root / "_wx" / "tmp")
+        if self.rounding:
+            entry["rounding_error"] = largest_errors(exact, field)
+            if step % _SAMPLE_EVERY == 0 and self.layout.compression != "none":
+                entry["rounding_saved"] = bytes_saved(exact, field)
+        return data, entry
+
+    def _write(self, step: int, field: Field, expver: str | None) -> Row:
+        data, entry = self.encode(step, field, expver)
+        write_atomic(self.root / entry["key"], data, temporary=self.temporary)
         return entry
 
     def finish(self) -> Any:
-        """Compact the log; from here on the store opens."""
+        """Merge the log if every part is done; from then on the store opens. The log so far."""
+        folder = self.root / "_wx"
         try:
-            self.log.compact()
+            with merging(folder):
+                table = self.log.read()
+                if len(table) < len(self.layout.hours):
+                    shutil.rmtree(self.temporary, ignore_errors=True)
+                    return table
+                self._provenance(table)
+                self.log.compact()
         except OSError as error:
             raise self._disk_error(error, len(self.layout.hours)) from error
-        shutil.rmtree(self.root / "_wx" / "tmp", ignore_errors=True)
-        return self.log.read()
+        for name in ("tmp", "claims"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        return table
+
+    def _provenance(self, table: Any) -> None:
+        about, channels = self.layout.attributes, self.layout.channels
+        versions = about["wx_data_version"], Manifest(table).content_hash
+        variables = getattr(self.source, "variables", {})
+        write_provenance(self.root / "_wx", channels, about["provenance"], variables, versions)
 
     def _disk_error(self, error: OSError, done: int) -> Exception:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             return error
         count = f" after about {done} of {len(self.layout.hours)} steps"
         return StoreError(
@@ -225,10 +367,12 @@ class _Job:
             "channels": list(layout.channels),
             "grid": f"{layout.grid.shape[0]} x {layout.grid.shape[1]}, {layout.grid.digest}",
             "band_rows": layout.band_rows,
+            "codec": layout.compression,
             "statics": {name: _digest(field) for name, field in layout.statics.items()},
             "nan": self.nan,
             "implausible": self.implausible,
-            "provenance": layout.attributes["provenance"],
+            "rounding": self.rounding,
+            "provenance": _lasting(layout.attributes["provenance"]),
         }
         normal: dict[str, Any] = json.loads(json.dumps(plan))
         return normal
@@ -237,8 +381,8 @@ class _Job:
 class _Rows:
     """Finished rows on their way into the log, about once a second."""
 
-    def __init__(self, log: ManifestLog, bar: Any) -> None:
-        self.log, self.bar, self.count = log, bar, 0
+    def __init__(self, log: ManifestLog, shown: Progress) -> None:
+        self.log, self.shown, self.count = log, shown, 0
         self._rows: list[Row] = []
         self._flushed = time.monotonic()
 
@@ -246,7 +390,7 @@ class _Rows:
         """Wait for the oldest of `pending` until `leave` are left."""
         while len(pending) > leave:
             self._rows.append(pending.popleft().result())
-            self.bar.update()
+            self.shown.update()
             self.count += 1
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self.flush()
@@ -270,16 +414,56 @@ def _same_plan(root: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
             )
 
 
+def _lasting(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change while a conversion is interrupted; a growing archive's last date may."""
+    return {name: value for name, value in provenance.items() if not name.startswith("valid_time")}
+
+
+def _check_bounds(rounding: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    absent = [name for name in rounding if name not in names]
+    if absent:
+        raise ValueError(f"rounding: {', '.join(absent)} is not converted; channels are {', '.join(names)}")
+    for bound in rounding.values():
+        quantum(bound)  # raises where there is none
+    return {name: float(rounding[name]) for name in names if name in rounding}
+
+
+def _range_name(steps: range) -> str:
+    return f"{steps.start}-{steps.stop}"
+
+
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One converting process per store; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _claim(folder: Path, steps: range) -> Iterator[None]:
+    """One writer per step, whatever the parts; a claim goes with its process, however that ends."""
+    claims = folder / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
     (folder.parent / "data").mkdir(exist_ok=True)
+    with open(claims / _range_name(steps), "w") as mine:
+        held = _try_lock(mine)
+        for other in claims.iterdir():
+            start, stop = map(int, other.name.split("-"))
+            overlaps = max(start, steps.start) < min(stop, steps.stop)
+            if overlaps and other.name != _range_name(steps):
+                with suppress(FileNotFoundError), open(other, "r+") as theirs:
+                    held = held and _try_lock(theirs)
+        if not held:
+            raise StoreError(f"{folder.parent}: another process is converting into this store")
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def merging(folder: Path) -> Iterator[None]:
+    """What one process of a store does at a time: create it, and complete it."""
     with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{folder.parent}: another process is converting into this store") from None
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -9,12 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from wx_data._grid import Grid
+from wx_data._sun import cos_zenith, incident_radiation
+from wx_data._times import LeadLike, lead_hours
 
 Floats = NDArray[np.float64]
 _DAY = np.timedelta64(86_400_000_000_000, "ns")
-_J2000 = np.datetime64("2000-01-01T12:00:00", "ns")
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "cos_zenith": ("cos_zenith",),
+    "toa_incident_solar_radiation": ("toa_incident_solar_radiation",),
     "day_progress": ("sin_day", "cos_day"),
     "year_progress": ("sin_year", "cos_year"),
     "latlon": ("sin_latitude", "cos_latitude", "sin_longitude", "cos_longitude"),
@@ -30,6 +32,8 @@ class Forcings:
     Names, and the fields each gives:
 
     - `cos_zenith`: cosine of the solar zenith angle at the instant, negative at night (not clipped).
+    - `toa_incident_solar_radiation`: J m-2 in the `interval` that ends at the valid time, as ERA5's `tisr`,
+      for a solar constant of 1361 W m-2 (ERA5's follows the solar cycle, +-0.05 %).
     - `day_progress`: sine and cosine of 2 pi x local mean solar day fraction (longitude included).
     - `year_progress`: sine and cosine of 2 pi x fraction of the calendar year.
     - `latlon`: sine and cosine of latitude and of longitude.
@@ -40,27 +44,39 @@ class Forcings:
         grid: latitude rows and longitude columns.
         names: which forcings, in order.
         statics: `z_surface` and `lsm` fields (H, W), where orography or the land mask is asked for.
+        interval: over which radiation is integrated, at most a day; ERA5's own has 1 h.
 
     Attributes:
         channels: names of the A fields.
 
     Raises:
-        ValueError: an unknown name, or a static field that is missing or of another shape.
+        ValueError: an unknown name, an interval out of range, or a static field that is missing or of another
+            shape.
     """
 
     def __init__(
-        self, grid: Grid, names: Sequence[str], statics: Mapping[str, NDArray[Any]] | None = None
+        self,
+        grid: Grid,
+        names: Sequence[str],
+        statics: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        interval: LeadLike = 1,
     ) -> None:
         unknown = [name for name in names if name not in _FIELDS]
         if unknown:
             raise ValueError(f"unknown forcings {', '.join(unknown)}; known are {', '.join(_FIELDS)}")
         self.names = tuple(names)
         self.channels = tuple(field for name in names for field in _FIELDS[name])
+        if not 1 <= lead_hours(interval) <= 24:
+            raise ValueError(f"interval must be 1 to 24 h; got {interval!r}")
         constant = {n: _static(n, grid, statics or {}) for n in names if n in _STATIC_SOURCE}
         if "latlon" in names:
             constant["latlon"] = _latlon(grid)
         self._geometry = _Geometry(
-            latitude=np.deg2rad(grid.latitude), longitude=np.deg2rad(grid.longitude), constant=constant
+            latitude=np.deg2rad(grid.latitude),
+            longitude=np.deg2rad(grid.longitude),
+            interval=np.timedelta64(lead_hours(interval), "h"),
+            constant=constant,
         )
 
     def at(self, valid_time: NDArray[np.datetime64], /) -> torch.Tensor:
@@ -89,14 +105,17 @@ class Forcings:
 class _Geometry:
     latitude: Floats  # radians
     longitude: Floats
+    interval: np.timedelta64
     constant: Mapping[str, Floats]  # (fields, H, W)
 
-    def field(self, name: str, times: NDArray[np.datetime64]) -> Floats:
+    def field(self, name: str, times: NDArray[np.datetime64]) -> NDArray[np.floating[Any]]:
         """(N or 1, fields, H or 1, W or 1), to be broadcast."""
         if name in self.constant:
             return self.constant[name][None]
         if name == "cos_zenith":
             return cos_zenith(times, self.latitude, self.longitude)[:, None]
+        if name == "toa_incident_solar_radiation":
+            return incident_radiation(times, self.latitude, self.longitude, self.interval)[:, None]
         if name == "year_progress":
             phase = 2 * np.pi * _year_fraction(times)[:, None, None]
         else:
@@ -107,36 +126,6 @@ class _Geometry:
     def crop(self, start: int, stop: int) -> "_Geometry":
         constant = {name: fields[:, start:stop] for name, fields in self.constant.items()}
         return replace(self, latitude=self.latitude[start:stop], constant=constant)
-
-
-def cos_zenith(times: NDArray[np.datetime64], latitude: Floats, longitude: Floats) -> Floats:
-    """Cosine of the solar zenith angle, (N, H, W), of latitude (H,) and longitude (W,) in radians.
-
-    cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(GMST + lon - RA), with the sun's declination and right
-    ascension after the Astronomical Almanac's low-precision formulae (0.01 degree between 1950 and 2050;
-    Michalsky, 1988, doi:10.1016/0038-092X(88)90045-X) and UT1 taken as UTC. Refraction is left out.
-    """
-    days = (np.asarray(times, dtype="datetime64[ns]") - _J2000) / _DAY
-    declination, right_ascension = _sun(days)
-    hours = 18.697374558 + 24.06570982441908 * days  # Greenwich mean sidereal time
-    angle = np.deg2rad(np.mod(hours, 24.0) * 15.0) - right_ascension
-    local = np.cos(angle[:, None] + longitude)
-    vertical = np.sin(latitude) * np.sin(declination)[:, None]
-    horizontal = np.cos(latitude) * np.cos(declination)[:, None]
-    found: Floats = vertical[:, :, None] + horizontal[:, :, None] * local[:, None, :]
-    return found
-
-
-def _sun(days: Floats) -> tuple[Floats, Floats]:
-    """Declination and right ascension in radians, `days` after 2000-01-01 12 UTC."""
-    mean_longitude = 280.460 + 0.9856474 * days
-    anomaly = np.deg2rad(np.mod(357.528 + 0.9856003 * days, 360.0))
-    ecliptic = np.deg2rad(
-        np.mod(mean_longitude + 1.915 * np.sin(anomaly) + 0.020 * np.sin(2 * anomaly), 360.0)
-    )
-    obliquity = np.deg2rad(23.439 - 0.0000004 * days)
-    right_ascension = np.arctan2(np.cos(obliquity) * np.sin(ecliptic), np.cos(ecliptic))
-    return np.arcsin(np.sin(obliquity) * np.sin(ecliptic)), right_ascension
 
 
 def _year_fraction(times: NDArray[np.datetime64]) -> Floats:

@@ -1,6 +1,7 @@
 """Latitude-longitude grids in one order (90 to -90, 0 to <360), their area weights, and regridding."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +54,10 @@ class Grid:
     @property
     def is_periodic(self) -> bool:
         """Whether the columns go round the globe without a gap wider than their spacing."""
+        if self.longitude.size == 1:
+            return True
         gaps = np.diff(np.append(self.longitude, self.longitude[0] + 360.0))
-        return bool(gaps[-1] <= gaps[:-1].max(initial=gaps[-1]) * (1 + 1e-4))
+        return bool(gaps[-1] <= gaps[:-1].max() * (1 + 1e-4))
 
     @property
     def is_global(self) -> bool:
@@ -90,12 +93,25 @@ class Grid:
         """
         if self.latitude.size < 2:
             raise ValueError("area_weights needs at least two rows")
+        edges = np.sin(np.deg2rad(self.latitude_edges()))
+        weights: Floats = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
+        return weights
+
+    def latitude_edges(self) -> Floats:
+        """(H + 1,) degrees: borders of the rows, half-way between them, at the poles on a global grid."""
         middle = (self.latitude[1:] + self.latitude[:-1]) / 2
         north = 90.0 if self.is_global else min(90.0, 2 * self.latitude[0] - middle[0])
         south = -90.0 if self.is_global else max(-90.0, 2 * self.latitude[-1] - middle[-1])
-        edges = np.sin(np.deg2rad(np.concatenate(([north], middle, [south]))))
-        weights: Floats = (edges[:-1] - edges[1:]) / (edges[0] - edges[-1])
-        return weights
+        return np.concatenate(([north], middle, [south]))
+
+    def longitude_edges(self) -> Floats:
+        """(W + 1,) degrees, increasing: borders of the columns, half-way between them."""
+        middle = (self.longitude[1:] + self.longitude[:-1]) / 2
+        if self.is_periodic:
+            west = (self.longitude[0] + self.longitude[-1] - 360.0) / 2
+            return np.concatenate(([west], middle, [west + 360.0]))
+        first, last = self.longitude[0], self.longitude[-1]
+        return np.concatenate(([2 * first - middle[0]], middle, [2 * last - middle[-1]]))
 
 
 def _check_latitude(latitude: Floats) -> None:
@@ -161,28 +177,97 @@ def regrid(values: NDArray[Any], source: Grid, target: Grid, *, wind: bool = Fal
     Raises:
         ValueError: `values` do not lie on `source`, or `target` reaches outside a limited area.
     """
-    values = np.asarray(values)
-    if values.shape[-2:] != source.shape:
-        raise ValueError(f"values end in {values.shape[-2:]} but the source grid is {source.shape}")
+    values = on_grid(values, source)
     if source == target:
         return values.astype(np.float32, copy=False)
-    field, latitude = _with_poles(values.astype(np.float64), source, wind)
+    field, latitude, longitude = _padded(values, source, wind)
     rows = _brackets(-latitude, -target.latitude, "latitude")
+    columns = _brackets(longitude, target.longitude, "longitude")
+    return without_missing(field, lambda part: _blend(part, rows, columns))
+
+
+def interpolate_points(
+    values: NDArray[Any], source: Grid, latitude: Floats, longitude: Floats, *, wind: bool = False
+) -> NDArray[np.float32]:
+    """Bilinear interpolation of (..., H, W) to N points, giving (..., N); as `regrid` otherwise.
+
+    Args:
+        latitude: (N,) degrees.
+        longitude: (N,) degrees in 0..<360.
+    """
+    field, rows_at, columns_at = _padded(on_grid(values, source), source, wind)
+    rows = _brackets(-rows_at, -latitude, "latitude")
+    columns = _brackets(columns_at, longitude, "longitude")
+    return without_missing(field, lambda part: _blend_points(part, rows, columns))
+
+
+def on_grid(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
+    """`values` as an array, if it ends in the shape of `grid`."""
+    values = np.asarray(values)
+    if values.shape[-2:] != grid.shape:
+        raise ValueError(f"values end in {values.shape[-2:]} but the source grid is {grid.shape}")
+    return values
+
+
+def without_missing(field: Floats, blend: Callable[[Floats], Floats]) -> NDArray[np.float32]:
+    """A weighted mean that leaves out NaN; NaN where less than half of the weight is present."""
+    missing = np.isnan(field)
+    if not missing.any():
+        return blend(field).astype(np.float32)
+    present = blend(1.0 - missing)
+    total = blend(np.where(missing, 0.0, field))
+    return (total / np.where(present >= 0.5 - 1e-9, present, np.nan)).astype(np.float32)
+
+
+def nearest_present(missing: NDArray[np.bool_], grid: Grid) -> NDArray[np.intp]:
+    """Flat index of the nearest point on the sphere that is not missing, for every missing point of (H, W).
+
+    In each row the nearest column decides, since the distance grows with the difference in longitude.
+
+    Raises:
+        ValueError: everything is missing.
+    """
+    if missing.all():
+        raise ValueError("nearest_present: every point is missing")
+    near = np.stack([_nearest_column(row, grid.longitude) for row in missing])  # -1: an empty row
+    phi, lam = np.deg2rad(grid.latitude), np.deg2rad(grid.longitude)
+    usable = np.flatnonzero(near[:, 0] >= 0)
+    found = []
+    for row in np.flatnonzero(missing.any(axis=1)):
+        columns = np.flatnonzero(missing[row])
+        chosen = near[usable][:, columns]
+        # Haversine: monotone in the distance.
+        across = np.sin((lam[chosen] - lam[columns]) / 2) ** 2
+        along = np.sin((phi[usable] - phi[row]) / 2) ** 2
+        apart = along[:, None] + np.cos(phi[row]) * np.cos(phi[usable])[:, None] * across
+        best = apart.argmin(axis=0)
+        found.append(usable[best] * grid.longitude.size + chosen[best, np.arange(columns.size)])
+    return np.concatenate(found) if found else np.zeros(0, np.intp)
+
+
+def _nearest_column(missing: NDArray[np.bool_], longitude: Floats) -> NDArray[np.intp]:
+    """Column of the nearest present point in one row, round the globe; -1 everywhere in an empty row."""
+    present = np.flatnonzero(~missing)
+    if not present.size:
+        return np.full(missing.size, -1, np.intp)
+    columns = np.concatenate((present[-1:], present, present[:1]))
+    at = longitude[columns] + np.concatenate(([-360.0], np.zeros(present.size), [360.0]))
+    right = np.searchsorted(at, longitude).clip(1, at.size - 1)
+    nearer = np.where(longitude - at[right - 1] <= at[right] - longitude, right - 1, right)
+    return np.asarray(columns[nearer], dtype=np.intp)
+
+
+_Bracket = tuple[NDArray[np.intp], Floats]
+
+
+def _padded(values: NDArray[Any], source: Grid, wind: bool) -> tuple[Floats, Floats, Floats]:
+    """The field with a row at each pole and a column beyond either end, its latitudes and longitudes."""
+    field, latitude = _with_poles(values.astype(np.float64), source, wind)
     longitude = source.longitude
     if source.is_periodic:
         field = np.concatenate((field[..., -1:], field, field[..., :1]), axis=-1)
         longitude = np.concatenate((longitude[-1:] - 360.0, longitude, longitude[:1] + 360.0))
-    columns = _brackets(longitude, target.longitude, "longitude")
-    missing = np.isnan(field)
-    if not missing.any():
-        return _blend(field, rows, columns).astype(np.float32)
-    present = _blend(1.0 - missing, rows, columns)
-    total = _blend(np.where(missing, 0.0, field), rows, columns)
-    safe = np.where(present >= 0.5 - 1e-9, present, np.nan)
-    return (total / safe).astype(np.float32)
-
-
-_Bracket = tuple[NDArray[np.intp], Floats]
+    return field, latitude, longitude
 
 
 def _with_poles(field: Floats, source: Grid, wind: bool) -> tuple[Floats, Floats]:
@@ -227,4 +312,15 @@ def _blend(field: Floats, rows: _Bracket, columns: _Bracket) -> Floats:
     right = np.minimum(j + 1, field.shape[-1] - 1)
     by_row = field[..., i, :] * (1 - wi)[:, None] + field[..., below, :] * wi[:, None]
     blended: Floats = by_row[..., j] * (1 - wj) + by_row[..., right] * wj
+    return blended
+
+
+def _blend_points(field: Floats, rows: _Bracket, columns: _Bracket) -> Floats:
+    i, wi = rows
+    j, wj = columns
+    below = np.minimum(i + 1, field.shape[-2] - 1)
+    right = np.minimum(j + 1, field.shape[-1] - 1)
+    upper = field[..., i, j] * (1 - wj) + field[..., i, right] * wj
+    lower = field[..., below, j] * (1 - wj) + field[..., below, right] * wj
+    blended: Floats = upper * (1 - wi) + lower * wi
     return blended

@@ -1,6 +1,7 @@
 """Which variable, level and units of a dataset a channel is."""
 
 import difflib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from wx_data._channels import PRESETS, Channel, channel
+from wx_data._channels import ON_LEVELS, SINGLE, Channel, channel
 from wx_data._checks import convert_units
 from wx_data._errors import SourceError
 from wx_data._units import conversion
@@ -18,6 +19,7 @@ LONGITUDE = ("longitude", "lon")
 LEVEL = ("level", "isobaricInhPa", "pressure_level", "plev", "levels", "lev")
 MEMBER = ("number", "member", "realization", "ensemble")
 CHANNEL = ("channel", "variable")
+_WINDOW = re.compile(r"total_precipitation_(\d+)hr|tp(\d\d)")
 _TEN_METRE = ("u10", "v10", "u100", "v100")  # in CDS files these are metres above ground, not hPa
 
 
@@ -59,9 +61,9 @@ def match(spec: Channel, datasets: Sequence[xr.Dataset]) -> Match | None:
 
 def present(datasets: Sequence[xr.Dataset]) -> tuple[str, ...]:
     """Names of every non-static channel of the lexicon that the datasets hold."""
-    single = [name for name in PRESETS["atlas75"] if channel(name).level is None]
+    single = [name for name, spec in SINGLE.items() if not spec.static]
     levels = sorted({level for dataset in datasets for level in levels_of(dataset)})
-    names = [*single, *(f"{name}{level}" for name in "uvztqwr" for level in levels)]
+    names = [*single, *(f"{name}{level}" for name in ON_LEVELS for level in levels)]
     for dataset in datasets:
         axis = one_of(CHANNEL, dataset.dims)
         if axis is not None and axis in dataset.coords:
@@ -98,11 +100,11 @@ def explain(spec: Channel, datasets: Sequence[xr.Dataset]) -> str:
             levels = levels_of(array)
             if spec.level is not None and levels:
                 return f"{head}: levels present are {', '.join(map(str, sorted(levels)))}"
+            if spec.level is None and levels:
+                at = ", ".join(map(str, sorted(levels)))
+                return f"{head}: variable {array.name!r} lies on levels {at}, which the channel does not"
             if spec.accumulation_hours is not None:
-                return (
-                    f"{head}: variable {array.name!r} does not say over how many hours it accumulates "
-                    f"(attribute accumulation_hours), {spec.accumulation_hours} expected"
-                )
+                return f"{head}: {_explain_window(spec, array)}"
     names = [str(name) for dataset in datasets for name in dataset.data_vars]
     near = difflib.get_close_matches(spec.long_name, names, n=3, cutoff=0.4)
     listed = f"nearest are {', '.join(near)}" if near else f"variables are {', '.join(names[:12])}"
@@ -111,8 +113,6 @@ def explain(spec: Channel, datasets: Sequence[xr.Dataset]) -> str:
 
 def _candidates(spec: Channel, dataset: xr.Dataset) -> list[xr.DataArray]:
     names: list[Hashable] = [spec.name, spec.variable, spec.long_name, *spec.aliases]
-    if spec.accumulation_hours is not None:
-        names.append("total_precipitation")
     found = [dataset[name] for name in dict.fromkeys(names) if name in dataset.data_vars]
     return [array for array in found if (one_of(CHANNEL, array.dims) is None)]
 
@@ -132,11 +132,27 @@ def _pick(spec: Channel, array: xr.DataArray) -> dict[str, int] | None:
     return {} if name is None else {name: levels.index(spec.level)}
 
 
+def window_hours(array: xr.DataArray) -> int | None:
+    """Hours over which `array` accumulates, as its attribute or its name says; None if neither does."""
+    stated = array.attrs.get("accumulation_hours")
+    if stated is not None:
+        return int(stated)
+    named = _WINDOW.fullmatch(str(array.name))
+    return int(named[1] or named[2]) if named else None
+
+
 def _accumulation_fits(spec: Channel, array: xr.DataArray) -> bool:
-    hours = spec.accumulation_hours
-    if hours is None or array.name in (spec.long_name, "tp06"):
-        return True
-    return bool(array.attrs.get("accumulation_hours") == hours)
+    return spec.accumulation_hours is None or window_hours(array) == spec.accumulation_hours
+
+
+def _explain_window(spec: Channel, array: xr.DataArray) -> str:
+    found, wanted = window_hours(array), spec.accumulation_hours
+    if found is not None:
+        return f"variable {array.name!r} accumulates over {found} h, {wanted} h expected"
+    return (
+        f"variable {array.name!r} does not say over how many hours it accumulates, {wanted} expected; set "
+        f"dataset[{array.name!r}].attrs['accumulation_hours'] and pass the dataset to open_source"
+    )
 
 
 def _units(spec: Channel, array: xr.DataArray) -> tuple[float, float]:

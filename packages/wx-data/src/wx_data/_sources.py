@@ -1,80 +1,100 @@
-"""Opening what others wrote: Zarr, NetCDF, GRIB or an xarray object, as a `Source`."""
+"""Opening what others wrote, here or far away, as a `Source`."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from wx_data._accumulation import HOURLY, AccumulatedSource
 from wx_data._channels import Channel, channel
 from wx_data._channels import channels as lexicon
 from wx_data._errors import SourceError
+from wx_data._formats import Access, Kind, Opened, open_any
 from wx_data._grid import Grid, Reorder, regrid, reorder
+from wx_data._hdf5 import YearlyHdf5
 from wx_data._humidity import specific_humidity
 from wx_data._matching import LATITUDE, LONGITUDE, MEMBER, Match, explain, match, one_of, present
+from wx_data._remote import Remote, Traffic, refuse_fork
 from wx_data._store import field_array
-from wx_data._times import Hours, from_hours, show, to_hours
-from wx_data._zarr3 import read_group
+from wx_data._times import Hours, LeadLike, from_hours, lead_hours, show, to_hours
 
-Kind = Literal["auto", "zarr", "netcdf", "grib"]
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
 Fill = Mapping[str, float | NDArray[Any]]
 _STATICS = ("z_surface", "lsm")
-_MAGIC = {
-    b"GRIB": "grib",
-    b"\x89HDF": "netcdf",
-    b"CDF\x01": "netcdf",
-    b"CDF\x02": "netcdf",
-    b"CDF\x05": "netcdf",
-}
+_UNIT_BYTES = 64 << 20  # decoded bytes of one read, unless a single chunk is larger
 
 
 def open_source(
-    data: str | Path | xr.Dataset | xr.DataArray,
+    data: "str | Path | xr.Dataset | xr.DataArray | ZarrStore",
     kind: Kind = "auto",
     *,
     channels: str | Sequence[str] | None = None,
     grid: Grid | None = None,
     member: int | None = None,
+    lead: LeadLike | None = None,
     fill: Fill | None = None,
     derive: Mapping[str, str] | None = None,
-) -> "DatasetSource":
-    """Open local data as a source of lexicon channels, on its own grid or regridded to `grid`.
+    remote: Remote | None = None,
+    era5t: bool = False,
+    missing_chunks: Literal["error", "fill"] = "error",
+    hdf5: YearlyHdf5 | None = None,
+) -> "DatasetSource | AccumulatedSource":
+    """Open data as a source of lexicon channels, on its own grid or regridded to `grid`.
 
     Dimensions are found by name, levels and times must match exactly, and units are parsed and converted.
     Latitude may run either way and longitude from -180 or from 0. What a file lacks is an error that lists
     everything missing, unless the caller decides otherwise through `fill` or `derive`.
 
     Args:
-        data: folder of a Zarr store (format 2 or 3), NetCDF or GRIB file, or an xarray object.
-        kind: "auto" looks at the content, never at the name.
+        data: URL (s3, gs, az, https) or folder of a Zarr store (format 2 or 3), NetCDF or GRIB file, folder
+            of yearly HDF5 files, any Zarr store object, or an xarray object.
+        kind: "auto" looks at the content, never at the name; "arco" and "wb2" refuse anything but ARCO-ERA5
+            and WeatherBench 2.
         channels: names or a preset; by default every channel of the lexicon that is there.
-        grid: target of bilinear regridding.
+        grid: target of bilinear regridding; `RegriddedSource` does other kinds.
         member: number of the ensemble member, where there are several.
+        lead: of forecasts, the lead time; `times` are then valid times.
         fill: channel -> constant or (H, W) field on the final grid, for channels that are not there;
             recorded in `provenance` and in every array read.
         derive: variable -> how, for channels that are not there. {"q": "relative_humidity"} computes
             specific humidity from r and t of the same level.
+        remote: credentials, time-outs, retries and cache, for URLs.
+        era5t: of ARCO-ERA5, also read the provisional last months (ERA5T).
+        missing_chunks: a Zarr chunk that is not there is an "error", or read as "fill" values.
+        hdf5: what yearly HDF5 files do not say themselves.
 
     Raises:
-        SourceError: missing channels, wrong units, several members, or a format that is not understood.
+        SourceError: missing channels, wrong units, several members, a format that is not understood, or a
+            server that does not deliver.
         ImportError: the reader of the format is not installed; the extra is named.
     """
-    datasets, origin = _open(data, kind)
-    datasets = [_select_member(dataset, member) for dataset in datasets]
+    access = Access(
+        kind=kind, remote=remote, lead=lead, era5t=era5t, missing_chunks=missing_chunks, hdf5=hdf5
+    )
+    opened = open_any(data, access)
+    datasets, origin = _select_member(opened.datasets, member), opened.origin
     names = present(datasets) if channels is None else tuple(c.name for c in lexicon(channels))
     fills, rules = dict(fill or {}), dict(derive or {})
     if rules and rules != {"q": "relative_humidity"}:
         raise ValueError(f'derive knows {{"q": "relative_humidity"}}; got {rules}')
-    readers = _plan(names, datasets, fills, rules, origin)
+    stored = _with_hourly(names, datasets)
+    readers = _plan(stored, datasets, fills, rules, origin)
     # Filled channels alone have no file behind them: the first dataset then gives times and grid.
     used = sorted({m.dataset for r in readers.values() for m in r.matches}) or [0]
     axis, order = _common_axes([datasets[number] for number in used])
     provenance: dict[str, Any] = {"source": origin}
     if member is not None:
         provenance["member"] = member
+    if lead is not None:
+        provenance["lead_hours"] = lead_hours(lead)
     for label, chosen in (("filled", _Filled), ("derived", _Derived)):
         listed = {name: r.describe() for name, r in readers.items() if isinstance(r, chosen)}
         if listed:
@@ -82,7 +102,20 @@ def open_source(
     if grid is not None and grid != order.grid:
         provenance["regridded_from"] = f"{order.grid.shape[0]} x {order.grid.shape[1]}, {order.grid.digest}"
     frame = _Frame(axis, order, grid or order.grid)
-    return DatasetSource(readers, frame, _read_statics(datasets, frame), provenance)
+    source = DatasetSource(readers, frame, replace(opened, datasets=datasets), provenance)
+    return source if stored == names else AccumulatedSource(source, names)
+
+
+def _with_hourly(names: tuple[str, ...], datasets: list[xr.Dataset]) -> tuple[str, ...]:
+    """`names`, with the hourly channel in place of a sum that is not there itself."""
+
+    def stored(name: str) -> str:
+        hourly = HOURLY.get(name)
+        if hourly is None or match(channel(name), datasets) or not match(channel(hourly), datasets):
+            return name
+        return hourly
+
+    return tuple(dict.fromkeys(stored(name) for name in names))
 
 
 class DatasetSource:
@@ -92,7 +125,6 @@ class DatasetSource:
         channels: names that can be read.
         times: ``datetime64[ns]``, strictly increasing.
         grid: of what `read` returns.
-        statics: name -> (H, W) float32, of `z_surface` and `lsm` what is there.
         provenance: where the data come from and what was filled or derived, as JSON data.
     """
 
@@ -100,14 +132,14 @@ class DatasetSource:
         self,
         readers: Mapping[str, "_Reader"],
         frame: "_Frame",
-        statics: dict[str, NDArray[np.float32]],
+        opened: Opened,
         provenance: dict[str, Any],
     ) -> None:
-        self._readers, self._frame = readers, frame
+        self._readers, self._frame, self._opened = readers, frame, opened
         self.channels = tuple(readers)
         self.times: NDArray[np.datetime64] = from_hours(frame.axis.hours)
         self.grid = frame.grid
-        self.statics, self.provenance = statics, provenance
+        self.provenance = provenance
 
     def __repr__(self) -> str:
         first, last = show(self.times[0]), show(self.times[-1])
@@ -117,30 +149,122 @@ class DatasetSource:
             f"{len(self.channels)} channels, {rows} x {columns})"
         )
 
+    @cached_property
+    def statics(self) -> dict[str, NDArray[np.float32]]:
+        """name -> (H, W) float32, of `z_surface` and `lsm` what is there."""
+        return _read_statics(self._opened.datasets, self._frame)
+
+    @property
+    def variables(self) -> dict[str, dict[str, Any]]:
+        """Channel -> the `variable` behind it, its `attributes` and its `dataset`'s, as in the file."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, reader in self._readers.items():
+            for match_ in reader.matches[:1]:
+                found[name] = {
+                    "variable": " and ".join(str(m.array.name) for m in reader.matches),
+                    "attributes": dict(match_.array.attrs),
+                    "dataset": dict(self._opened.datasets[match_.dataset].attrs),
+                }
+        return found
+
+    @property
+    def traffic(self) -> Traffic:
+        """Requests, bytes and cache hits so far; zeros for local data."""
+        return Traffic() if self._opened.traffic is None else self._opened.traffic.total
+
     def read(self, times: Any, channels: Sequence[str] | None = None) -> xr.DataArray:
         """float32 (time, channel, latitude, longitude) at exactly `times`; all channels by default.
 
+        A coordinate `expver` tells final ERA5 ("0001") from provisional ERA5T ("0005") where the data say so.
+
         Raises:
-            SourceError: a time or channel that is not there.
+            SourceError: a time, channel or chunk that is not there, or a server that does not deliver.
         """
+        if self._opened.traffic is not None:
+            refuse_fork(self._opened.origin)
         names = self.channels if channels is None else tuple(channels)
         absent = [name for name in names if name not in self._readers]
         if absent:
             raise SourceError(f"this source was opened without {', '.join(absent)}; it has {self.channels}")
-        rows = self._frame.axis.rows(times)
+        rows = self._rows(times)
         values = np.empty((len(rows), len(names), *self.grid.shape), dtype=np.float32)
-        loaded: dict[tuple[int, str], NDArray[np.float32]] = {}
-        groups = _groups([m for name in names for m in self._readers[name].matches])
-        for group in groups:
-            fields = self._frame.load(group, rows)
-            for place, found in enumerate(group):
-                loaded[found.dataset, found.spec.name] = fields[:, place]
+        fields = self._load(names, rows, values)
         for place, name in enumerate(names):
             reader = self._readers[name]
-            values[:, place] = reader.value([loaded[m.dataset, m.spec.name] for m in reader.matches])
+            if type(reader) is not _Reader:
+                values[:, place] = reader.value([fields[m.dataset, m.spec.name] for m in reader.matches])
         array = field_array(values, self.times[rows], names, self.grid)
         array.attrs = {key: v for key, v in self.provenance.items() if key in ("filled", "derived")}
+        versions = self._opened.datasets[0].coords.get("expver")
+        index = self._frame.axis.index
+        if versions is not None and versions.dims == tuple(index):
+            found = versions.values[tuple(place[rows] for place in index.values())].astype(str)
+            array = array.assign_coords(expver=("time", np.broadcast_to(found, len(rows))))
         return array
+
+    def _rows(self, times: Any) -> NDArray[np.intp]:
+        try:
+            return self._frame.axis.rows(times)
+        except SourceError as error:
+            if self._opened.validity is None:
+                raise
+            wanted = np.atleast_1d(from_hours(to_hours(times)))
+            raise SourceError(f"{error}{self._opened.validity.explain(wanted)}") from None
+
+    def _load(
+        self, names: Sequence[str], rows: NDArray[np.intp], values: NDArray[np.float32]
+    ) -> dict[tuple[int, str], NDArray[np.float32]]:
+        """Fields (T, H, W) by (dataset, channel); those of plain channels lie in `values`."""
+        fields: dict[tuple[int, str], NDArray[np.float32]] = {}
+        for place, name in enumerate(names):
+            if type(self._readers[name]) is _Reader:
+                (found,) = self._readers[name].matches
+                fields[found.dataset, found.spec.name] = values[:, place]
+        groups = _groups([m for name in names for m in self._readers[name].matches])
+        for found in (found for group in groups for found in group):
+            if (found.dataset, found.spec.name) not in fields:
+                fields[found.dataset, found.spec.name] = np.empty((len(rows), *self.grid.shape), np.float32)
+
+        def fetch(unit: tuple[list[Match], slice]) -> None:
+            group, part = unit
+            loaded = self._fetch(group, rows[part])
+            for place, found in enumerate(group):
+                fields[found.dataset, found.spec.name][part] = loaded[:, place]
+
+        units = [(group, part) for group in groups for part in self._frame.axis.units(group[0].array, rows)]
+        if self._opened.in_flight == 1 or len(units) == 1:
+            for unit in units:
+                fetch(unit)
+        else:
+            _in_threads(fetch, units, self._opened.in_flight)
+        return fields
+
+    def _fetch(self, group: list[Match], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        array = self._frame.select(group, rows)
+        try:
+            array = array.load()
+        except (SourceError, ValueError, RuntimeError, OSError) as error:
+            if not self._opened.is_zarr:
+                raise
+            first, last = (show(self.times[row]) for row in (rows[0], rows[-1]))
+            when = first if first == last else f"{first}..{last}"
+            kind = "" if isinstance(error, SourceError) else f"{self._opened.origin}: damaged chunk? "
+            raise SourceError(f"{kind}{error} (variable {group[0].array.name!r} at {when})") from error
+        return self._frame.finish(group[0], array)
+
+
+def _in_threads(
+    fetch: Callable[[tuple[list[Match], slice]], None], units: list[tuple[list[Match], slice]], count: int
+) -> None:
+    """`fetch` of every unit, `count` at a time; after the first failure no further one begins."""
+    with ThreadPoolExecutor(min(count, len(units)), thread_name_prefix="wx-read") as pool:
+        futures = [pool.submit(fetch, unit) for unit in units]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
 
 @dataclass(frozen=True)
@@ -252,6 +376,22 @@ class _TimeAxis:
             )
         return places
 
+    def units(self, array: xr.DataArray, rows: NDArray[np.intp]) -> list[slice]:
+        """Parts of `rows` to read at a time: of bounded size, and no time chunk in two of them."""
+        if len(rows) < 2 or len(self.index) != 1:
+            return [slice(0, len(rows))]
+        ((dim, index),) = self.index.items()
+        length = int(array.encoding.get("preferred_chunks", {}).get(dim, 1))
+        step_bytes = max(1, 4 * array.size // max(1, array.sizes[dim]))
+        chunks = index[rows] // length
+        starts = np.flatnonzero(np.diff(chunks, prepend=chunks[0] - 1))
+        parts, begin = [], 0
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            if start > begin and (stop - begin) * step_bytes > _UNIT_BYTES:
+                parts.append(slice(begin, int(start)))
+                begin = int(start)
+        return [*parts, slice(begin, len(rows))]
+
     def take(self, array: xr.DataArray, rows: NDArray[np.intp]) -> xr.DataArray:
         """`array` with the dimension `sample` in place of its time dimensions."""
         if not self.index:
@@ -273,32 +413,42 @@ class _Frame:
     order: Reorder
     grid: Grid
 
-    def load(self, group: list[Match], rows: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(T, len(group), H, W) of matches that share one variable."""
+    def select(self, group: list[Match], rows: NDArray[np.intp]) -> xr.DataArray:
+        """What matches that share one variable need of it; dimensions `sample` and, on levels, `pick`."""
         array = group[0].array
         level = next(iter(group[0].pick), None)
         if level is not None:
             array = array.isel({level: [found.pick[level] for found in group]}).rename({level: "pick"})
-        else:
-            array = array.expand_dims(pick=1)
         array = self.axis.take(array, rows)
-        values = self.place(array, ("sample", "pick"), wind=group[0].spec.wind)
-        factor, offset = group[0].factor, group[0].offset
+        _split(array, ("sample", "pick"))
+        return array
+
+    def finish(self, found: Match, array: xr.DataArray) -> NDArray[np.float32]:
+        """(T, levels, H, W) on the final grid and in the lexicon's units; `array` is loaded."""
+        if "pick" not in array.dims:  # not in `select`: expand_dims loads what it is given
+            array = array.expand_dims(pick=1)
+        values = self.place(array, ("sample", "pick"), wind=found.spec.wind)
+        factor, offset = found.factor, found.offset
         return values if (factor, offset) == (1.0, 0.0) else (values * factor + offset).astype(np.float32)
 
     def place(self, array: xr.DataArray, leading: tuple[str, ...], *, wind: bool) -> NDArray[np.float32]:
         """Values (*leading, H, W) in the grid's order, regridded where asked."""
-        latitude, longitude = one_of(LATITUDE, array.dims), one_of(LONGITUDE, array.dims)
-        dims = (*leading, latitude, longitude)
-        extra = [dim for dim in array.dims if dim not in dims]
-        wide = [f"{dim} ({array.sizes[dim]})" for dim in extra if array.sizes[dim] > 1]
-        if wide:
-            raise SourceError(
-                f"variable {array.name!r}: dimension {', '.join(wide)} is not understood; select with xarray "
-                "and pass the dataset to open_source"
-            )
+        dims, extra = _split(array, leading)
         array = array.squeeze(extra, drop=True).transpose(*dims)
         return regrid(self.order(np.asarray(array.values)), self.order.grid, self.grid, wind=wind)
+
+
+def _split(array: xr.DataArray, leading: tuple[str, ...]) -> tuple[tuple[Any, ...], list[Hashable]]:
+    """Dimensions (*leading, latitude, longitude) of `array`, and further ones, all of length one."""
+    dims = (*leading, one_of(LATITUDE, array.dims), one_of(LONGITUDE, array.dims))
+    extra = [dim for dim in array.dims if dim not in dims]
+    wide = [f"{dim} ({array.sizes[dim]})" for dim in extra if array.sizes[dim] > 1]
+    if wide:
+        raise SourceError(
+            f"variable {array.name!r}: dimension {', '.join(wide)} is not understood; select with xarray "
+            "and pass the dataset to open_source"
+        )
+    return dims, extra
 
 
 def _groups(matches: list[Match]) -> list[list[Match]]:
@@ -363,19 +513,32 @@ def _time_axis(dataset: xr.Dataset) -> _TimeAxis:
     return _TimeAxis(hours, index)
 
 
-def _select_member(dataset: xr.Dataset, member: int | None) -> xr.Dataset:
+def _members(dataset: xr.Dataset) -> list[int] | None:
+    """Numbers of the members; None where nothing says that it is an ensemble."""
     name = one_of(MEMBER, dataset.dims)
-    if name is None:
-        scalar = one_of(MEMBER, dataset.coords)
-        if member is not None and (scalar is None or int(dataset[scalar]) != member):
-            raise SourceError(f"member={member} was asked for, but the data have no such dimension")
-        return dataset
-    numbers = (
-        [int(n) for n in dataset[name].values] if name in dataset.coords else list(range(dataset.sizes[name]))
-    )
-    if member is None or member not in numbers:
-        raise SourceError(f"the data hold members {numbers}; choose one with member=, got {member}")
-    return dataset.isel({name: numbers.index(member)})
+    if name is not None and name not in dataset.coords:
+        return list(range(dataset.sizes[name]))
+    name = name or one_of(MEMBER, dataset.coords)
+    return None if name is None else [int(number) for number in np.atleast_1d(dataset[name].values)]
+
+
+def _select_member(datasets: list[xr.Dataset], member: int | None) -> list[xr.Dataset]:
+    """One member; control and perturbed members of a GRIB file are datasets of their own."""
+    numbers = [_members(dataset) for dataset in datasets]
+    every = sorted({number for found in numbers for number in found or ()})
+    if every and member not in every and (member is not None or len(every) > 1):
+        raise SourceError(f"the data hold members {every}; choose one with member=, got {member}")
+    if member is not None and not every:
+        raise SourceError(f"member={member} was asked for, but the data have no such dimension")
+    chosen = member if member is not None else (every or [0])[0]
+    found = []
+    for dataset, held in zip(datasets, numbers, strict=True):
+        name = one_of(MEMBER, dataset.dims)
+        if held is None or (name is None and chosen in held):
+            found.append(dataset)
+        elif chosen in held:
+            found.append(dataset.isel({name: held.index(chosen)}))
+    return found
 
 
 def _read_statics(datasets: list[xr.Dataset], frame: _Frame) -> dict[str, NDArray[np.float32]]:
@@ -388,61 +551,3 @@ def _read_statics(datasets: list[xr.Dataset], frame: _Frame) -> dict[str, NDArra
             continue
         found[name] = frame.place(entry.array, (), wind=False) * np.float32(entry.factor)
     return found
-
-
-def _open(data: str | Path | xr.Dataset | xr.DataArray, kind: Kind) -> tuple[list[xr.Dataset], str]:
-    if isinstance(data, xr.Dataset):
-        return [data], "memory"
-    if isinstance(data, xr.DataArray):
-        return [data.to_dataset(name=data.name or "data")], "memory"
-    path = Path(data)
-    if not path.exists():
-        raise SourceError(f"{path} does not exist")
-    openers: dict[str, Callable[[Path], list[xr.Dataset]]] = {
-        "zarr": _open_zarr,
-        "netcdf": _open_netcdf,
-        "grib": _open_grib,
-    }
-    chosen = _kind(path) if kind == "auto" else kind
-    if chosen not in openers:
-        raise ValueError(f"kind must be one of auto, {', '.join(openers)}; got {kind!r}")
-    return openers[chosen](path), path.name
-
-
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")):
-            return "zarr"
-        found = sorted(entry.name for entry in path.iterdir())[:8]
-        raise SourceError(f"{path} is not a Zarr store: no zarr.json, .zgroup or .zmetadata; found {found}")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start not in _MAGIC:
-        raise SourceError(f"{path} is neither NetCDF nor GRIB: it begins with {start!r}")
-    return _MAGIC[start]
-
-
-def _open_zarr(path: Path) -> list[xr.Dataset]:
-    if (path / "zarr.json").exists():
-        consolidated = read_group(path).get("consolidated_metadata") is not None
-    else:
-        consolidated = (path / ".zmetadata").exists()
-    return [xr.open_zarr(path, chunks=None, consolidated=consolidated, decode_timedelta=True)]
-
-
-def _open_netcdf(path: Path) -> list[xr.Dataset]:
-    try:
-        return [xr.open_dataset(path, decode_timedelta=True)]
-    except (ImportError, ValueError) as error:
-        raise ImportError(f"{path}: reading NetCDF needs a backend; pip install 'wx-data[netcdf]'") from error
-
-
-def _open_grib(path: Path) -> list[xr.Dataset]:
-    try:
-        import cfgrib
-    except ImportError as error:
-        raise ImportError(f"{path}: reading GRIB needs cfgrib; pip install 'wx-data[grib]'") from error
-    datasets: list[xr.Dataset] = cfgrib.open_datasets(
-        str(path), backend_kwargs={"indexpath": ""}, decode_timedelta=True
-    )
-    return datasets

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from wx_data._channels import channel
 from wx_data._errors import StoreError
 from wx_data._grid import Grid
-from wx_data._manifest import Manifest, ManifestLog, read_plan
-from wx_data._shards import Field, ShardCodec, ShardError, ShardReader, crc32c
+from wx_data._manifest import Manifest, ManifestLog, checksum, read_plan
+from wx_data._progress import Progress
+from wx_data._shards import Compression, Field, Scale, ShardCodec, ShardError, ShardReader
 from wx_data._times import Hours, from_hours, show, to_hours
 from wx_data._zarr3 import Metadata, SmallArray, read_group, read_small, sharded_metadata, write_group
 
 FORMAT = 1
 _BAND_BYTES = 4 << 20  # finer bands decode faster (they stay in cache) but cost other readers more
+_MIN_BAND_BYTES = 1 << 20
+_BANDS = 16  # so that half of the rows are little more than half of the bytes
 _TIME_ATTRIBUTES = {
     "standard_name": "time",
     "units": "hours since 1970-01-01",
@@ -42,12 +45,19 @@ class StoreLayout:
     band_rows: int
     statics: Mapping[str, NDArray[np.float32]]
     attributes: Mapping[str, Any]
+    compression: Compression = "lz4"
 
     @property
     def codec(self) -> ShardCodec:
         """Shape of a shard."""
         rows, columns = self.grid.shape
-        return ShardCodec(channels=len(self.channels), rows=rows, columns=columns, band=self.band_rows)
+        return ShardCodec(
+            channels=len(self.channels),
+            rows=rows,
+            columns=columns,
+            band=self.band_rows,
+            compression=self.compression,
+        )
 
     def create(self, root: Path) -> None:
         """Write metadata, coordinates and static fields."""
@@ -84,9 +94,10 @@ def channel_table(names: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[st
 
 
 def default_band_rows(channels: int, grid: Grid) -> int:
-    """Rows per inner chunk so that a chunk is near 4 MiB: a small grid is one chunk."""
+    """Rows per inner chunk: 16 bands of 1 to 4 MiB, more bands on a large grid, one on a small grid."""
     rows, columns = grid.shape
-    bands = max(1, round(4 * channels * rows * columns / _BAND_BYTES))
+    size = 4 * channels * rows * columns
+    bands = max(1, round(size / _BAND_BYTES), min(_BANDS, size // _MIN_BAND_BYTES))
     return -(-rows // min(bands, rows))
 
 
@@ -96,12 +107,31 @@ def shard_key(step: int) -> str:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """One step that is not what the manifest says: its time, its file and what is wrong with it."""
+
+    step: int
+    time: np.datetime64
+    key: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"step {show(self.time)} ({self.key}): {self.problem}"
+
+
+@dataclass(frozen=True)
 class VerifyReport:
-    """What a check of a store covered."""
+    """What a check of a store covered, and every step that failed it."""
 
     level: Level
     steps: int
     bytes: int
+    failures: tuple[Failure, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
 
 
 class Store:
@@ -109,21 +139,23 @@ class Store:
 
     Args:
         path: folder of the store.
-        verify: checks made now. "manifest": every step was written. "sizes": and every file has its size.
-            "checksum": and every file its checksum (reads everything).
+        verify: checks made now. "manifest": every step was written and its file is there. "sizes": and every
+            file has its size. "checksum": and every file its checksum (reads everything). None: only that
+            every step was written; for `verify` and `repair`.
 
     Attributes:
         channels: names, in the order of the array.
         times: (T,) ``datetime64[ns]``, strictly increasing.
         grid: latitude rows from north to south and longitude columns.
         statics: name -> (H, W) float32.
+        codec: shape and compression of a shard.
         attributes: of the group, among them `provenance`, `fills` and `holes`.
 
     Raises:
         StoreError: not a store of this format, unfinished, or damaged.
     """
 
-    def __init__(self, path: str | Path, *, verify: Level = "manifest") -> None:
+    def __init__(self, path: str | Path, *, verify: Level | None = "manifest") -> None:
         self.path = Path(path)
         group = _open_group(self.path)
         members = group["consolidated_metadata"]["metadata"]
@@ -139,14 +171,14 @@ class Store:
             fields = np.asarray(self._small("static", members))
             names = self._small("static_channel", members)
             self.statics = {str(name): field for name, field in zip(names, fields, strict=True)}
-        self._codec = _codec(members["data"])
-        self._reader = ShardReader(self._codec)
+        self.codec = _codec(members["data"])
+        self._reader = ShardReader(self.codec)
         self._prefix = str(self.path / "data")
         self._steps = {int(hour): step for step, hour in enumerate(self.hours)}
         self.manifest = self._open_manifest()
         self._sizes: list[int] = self.manifest.sizes.tolist()
-        if verify != "manifest":
-            self.verify(verify)
+        if verify is not None:
+            self._refuse_damage(self.verify(verify).failures)
 
     def __len__(self) -> int:
         return len(self.hours)
@@ -171,6 +203,11 @@ class Store:
         """Pairs of neighbouring times that are further apart than `step_hours`."""
         wide = np.flatnonzero(np.diff(self.hours) != self.step_hours)
         return [(self.times[i], self.times[i + 1]) for i in wide]
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that each reading thread needs beside its target."""
+        return self._reader.scratch_bytes
 
     @property
     def holes(self) -> NDArray[np.datetime64]:
@@ -210,15 +247,31 @@ class Store:
             )
         return np.array([self.channels.index(name) for name in names], dtype=np.int64)
 
-    def read_into(self, step: int, out: Field, *, rows: tuple[int, int] | None = None) -> None:
-        """Decode step number `step` (all channels; rows [start, stop)) into `out`, from any thread.
+    def read_into(
+        self,
+        step: int,
+        out: Field,
+        *,
+        rows: tuple[int, int] | None = None,
+        channels: Sequence[int] | None = None,
+        scale: Scale | None = None,
+    ) -> None:
+        """Decode step number `step` into `out`, from any thread.
+
+        Args:
+            step: position on the time axis.
+            out: float32 (channels, rows, columns) to fill.
+            rows: rows [start, stop); all by default.
+            channels: positions of the channels, in the order of `out`; all by default.
+            scale: applied to what is read.
 
         Raises:
-            StoreError: the shard is missing, truncated or damaged; time, key and sizes are named.
+            StoreError: the shard is missing, unreadable, truncated or damaged; time, key and sizes are named.
         """
+        path = f"{self._prefix}/c.{step}.0.0.0"
         try:
-            self._reader.read(f"{self._prefix}/c.{step}.0.0.0", out, rows=rows, size=self._sizes[step])
-        except (ShardError, RuntimeError) as error:
+            self._reader.read(path, out, rows=rows, channels=channels, scale=scale, size=self._sizes[step])
+        except (ShardError, RuntimeError, OSError) as error:
             raise StoreError(self._damaged(step, str(error))) from error
 
     def read(self, times: Any, channels: Sequence[str] | None = None) -> xr.DataArray:
@@ -229,42 +282,71 @@ class Store:
         values = np.empty((len(steps), len(names), *self.grid.shape), dtype=np.float32)
 
         def load(place: int, step: int) -> None:
-            if wanted is None:
-                self.read_into(step, values[place])
-                return
-            whole = np.empty((len(self.channels), *self.grid.shape), dtype=np.float32)
-            self.read_into(step, whole)
-            values[place] = whole[wanted]
+            self.read_into(step, values[place], channels=None if wanted is None else wanted.tolist())
 
         # Never on the main thread, where blosc starts threads of its own for every small chunk.
         with ThreadPoolExecutor(2, thread_name_prefix="wx-store") as pool:
             list(pool.map(load, range(len(steps)), steps.tolist()))
         return field_array(values, self.times[steps], names, self.grid)
 
-    def verify(self, level: Level = "sizes") -> VerifyReport:
-        """Check every step: "manifest" (listed), "sizes" (file has its size), "checksum" (and content).
+    def verify(self, level: Level = "sizes", *, workers: int = 2, progress: bool = False) -> VerifyReport:
+        """Check every step, and report all that fail; nothing is raised.
 
-        Raises:
-            StoreError: the first step that fails.
+        Args:
+            level: "manifest" (listed, and the file is there), "sizes" (and has its size) or "checksum" (and
+                its content).
+            workers: threads that read.
+            progress: show a progress bar.
         """
-        sizes, checksums = self.manifest.sizes, self.manifest.checksums
-        for step in range(len(self) if level != "manifest" else 0):
-            path = self.path / shard_key(step)
-            found = path.stat().st_size if path.exists() else None
-            if found is None:
-                raise StoreError(self._damaged(step, f"the file is missing; {sizes[step]} bytes expected"))
-            if found != sizes[step]:
-                raise StoreError(
-                    self._damaged(step, f"truncated: {sizes[step]} bytes expected, {found} found")
-                )
-            if level == "checksum":
-                computed = crc32c(path.read_bytes())
-                if computed != checksums[step]:
-                    stored = f"{int(checksums[step]):#010x}"
-                    raise StoreError(
-                        self._damaged(step, f"crc32c {stored} in manifest, {computed:#010x} found")
-                    )
-        return VerifyReport(level, len(self), int(sizes.sum()))
+        if level not in ("manifest", "sizes", "checksum"):
+            raise ValueError(f'level must be "manifest", "sizes" or "checksum"; got {level!r}')
+        stored = self.manifest.checksums.tolist() if level == "checksum" else [None] * len(self)
+        present = {entry.name for entry in os.scandir(self._prefix)} if os.path.isdir(self._prefix) else set()
+        with (
+            Progress("verify", len(self), enabled=progress) as shown,
+            ThreadPoolExecutor(max(1, workers), thread_name_prefix="wx-verify") as pool,
+        ):
+
+            def check(step: int) -> str | None:
+                key = shard_key(step)
+                problem = "the file is missing" if key.rpartition("/")[2] not in present else None
+                if problem is None and level != "manifest":
+                    problem = self._problem(step, stored[step])
+                shown.update()
+                return problem
+
+            steps = range(len(self))
+            problems = list(map(check, steps) if level == "manifest" else pool.map(check, steps))
+        failures = tuple(
+            Failure(step, self.times[step], shard_key(step), problem)
+            for step, problem in enumerate(problems)
+            if problem is not None
+        )
+        return VerifyReport(level, len(self), int(self.manifest.sizes.sum()), failures)
+
+    def _problem(self, step: int, stored: int | None) -> str | None:
+        """What is wrong with a file's size or, if `stored` is given, with its content."""
+        expected = self._sizes[step]
+        path = self.path / shard_key(step)
+        try:
+            found = path.stat().st_size
+            data = path.read_bytes() if stored is not None and found == expected else b""
+        except OSError as error:
+            return f"the file cannot be read ({error.strerror})"
+        if found != expected:
+            return f"truncated or replaced: {expected} bytes expected, {found} found"
+        if stored is not None and checksum(data) != stored:
+            return f"crc32 {stored:#010x} in manifest, {checksum(data):#010x} found"
+        return None
+
+    def _refuse_damage(self, failures: tuple[Failure, ...]) -> None:
+        if not failures:
+            return
+        listed = "; ".join(str(failure) for failure in failures[:3])
+        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
+        raise StoreError(
+            f"{self.path}: {len(failures)} of {len(self)} steps are damaged: {listed}{more}. {self._remedy}"
+        )
 
     def _small(self, name: str, members: Metadata) -> Any:
         return read_small(self.path, name, members[name])
@@ -289,11 +371,12 @@ class Store:
         near = [show(self.times[i]) for i in (place - 1, place) if 0 <= i < len(self)]
         return f"{self.path}: time {wanted} is not in the store; neighbours are {' and '.join(near)}"
 
+    @property
+    def _remedy(self) -> str:
+        return f"Write them anew with repair(store, source), or: wx-data repair {self.path} SOURCE"
+
     def _damaged(self, step: int, cause: str) -> str:
-        return (
-            f"{self.path}: step {show(self.times[step])} ({shard_key(step)}): {cause}. "
-            "Delete the file and convert the store again, or restore it from a copy"
-        )
+        return f"{self.path}: step {show(self.times[step])} ({shard_key(step)}): {cause}. {self._remedy}"
 
 
 def field_array(
@@ -330,7 +413,15 @@ def _open_group(path: Path) -> Metadata:
 def _codec(metadata: Metadata) -> ShardCodec:
     _, channels, rows, columns = metadata["shape"]
     band = metadata["codecs"][0]["configuration"]["chunk_shape"][2]
-    codec = ShardCodec(channels=channels, rows=rows, columns=columns, band=band)
+    inner = metadata["codecs"][0]["configuration"]["codecs"]
+    packers = [codec["configuration"]["cname"] for codec in inner if codec["name"] == "blosc"]
+    codec = ShardCodec(
+        channels=channels,
+        rows=rows,
+        columns=columns,
+        band=band,
+        compression=packers[0] if packers else "none",
+    )
     if metadata["codecs"] != codec.codec_metadata(leading=1):
         raise StoreError(f"the store's codecs are not those of format {FORMAT}: {metadata['codecs']}")
     return codec

@@ -58,16 +58,14 @@ def leads_hours(leads: Iterable[LeadLike]) -> tuple[int, ...]:
 def period_hours(period: Sequence[TimeLike] | None, hours: Hours) -> tuple[int, int]:
     """First and last hour (both inclusive) of `period`; the whole of `hours` for None.
 
-    A date without a time of day, given as the end, means the whole day.
+    A date, month or year without a time of day, given as the end, means the whole of it.
     """
     if period is None:
         return int(hours[0]), int(hours[-1])
     if len(period) != 2:
         raise ValueError(f"period must be (first, last), both inclusive; got {period!r}")
     start = np.datetime64(period[0]).astype("datetime64[ns]")
-    stop = np.datetime64(period[1]).astype("datetime64[ns]")
-    if _is_date(period[1]):
-        stop = stop + np.timedelta64(24, "h") - np.timedelta64(1, "ns")
+    stop = _end(period[1])
     if stop < start:
         raise ValueError(f"period ends ({show(stop)}) before it starts ({show(start)})")
     # An hour-aligned window: the first hour not before start, the last not after stop.
@@ -80,7 +78,9 @@ def show(time: Any) -> str:
     return str(np.datetime64(time, "h"))
 
 
-def _is_date(time: TimeLike) -> bool:
-    if isinstance(time, datetime):
-        return False
-    return np.datetime64(time).dtype == np.dtype("datetime64[D]")
+def _end(time: TimeLike) -> np.datetime64:
+    """The last nanosecond of a date, month or year; any other time as it is."""
+    stamp: Any = np.datetime64(time)
+    whole = not isinstance(time, datetime) and np.datetime_data(stamp.dtype)[0] in ("Y", "M", "W", "D")
+    end: np.datetime64 = (stamp + int(whole)).astype("datetime64[ns]")
+    return end - np.timedelta64(1, "ns") if whole else end

@@ -8,6 +8,10 @@ _Dims = tuple[int, int, int, int]  # powers of metre, kilogram, second, kelvin
 _NONE: _Dims = (0, 0, 0, 0)
 _UNITS: dict[str, tuple[float, float, _Dims]] = {  # scale, offset, dimensions
     "m": (1.0, 0.0, (1, 0, 0, 0)),
+    "meter": (1.0, 0.0, (1, 0, 0, 0)),
+    "meters": (1.0, 0.0, (1, 0, 0, 0)),
+    "metre": (1.0, 0.0, (1, 0, 0, 0)),
+    "metres": (1.0, 0.0, (1, 0, 0, 0)),
     "km": (1e3, 0.0, (1, 0, 0, 0)),
     "cm": (1e-2, 0.0, (1, 0, 0, 0)),
     "mm": (1e-3, 0.0, (1, 0, 0, 0)),
@@ -17,6 +21,7 @@ _UNITS: dict[str, tuple[float, float, _Dims]] = {  # scale, offset, dimensions
     "g": (1e-3, 0.0, (0, 1, 0, 0)),
     "mg": (1e-6, 0.0, (0, 1, 0, 0)),
     "s": (1.0, 0.0, (0, 0, 1, 0)),
+    "sec": (1.0, 0.0, (0, 0, 1, 0)),
     "min": (60.0, 0.0, (0, 0, 1, 0)),
     "h": (3600.0, 0.0, (0, 0, 1, 0)),
     "hr": (3600.0, 0.0, (0, 0, 1, 0)),
@@ -24,6 +29,8 @@ _UNITS: dict[str, tuple[float, float, _Dims]] = {  # scale, offset, dimensions
     "d": (86400.0, 0.0, (0, 0, 1, 0)),
     "day": (86400.0, 0.0, (0, 0, 1, 0)),
     "K": (1.0, 0.0, (0, 0, 0, 1)),
+    "degK": (1.0, 0.0, (0, 0, 0, 1)),
+    "Kelvin": (1.0, 0.0, (0, 0, 0, 1)),
     "kelvin": (1.0, 0.0, (0, 0, 0, 1)),
     "degC": (1.0, 273.15, (0, 0, 0, 1)),
     "celsius": (1.0, 273.15, (0, 0, 0, 1)),
@@ -42,7 +49,10 @@ _UNITS: dict[str, tuple[float, float, _Dims]] = {  # scale, offset, dimensions
     "%": (1e-2, 0.0, _NONE),
     "percent": (1e-2, 0.0, _NONE),
 }
-_DIMENSIONLESS = {"", "1", "~", "-", "(0 - 1)", "(0-1)", "0 - 1", "dimensionless", "none", "unitless"}
+_DIMENSIONLESS = {
+    *("", "1", "~", "-", "(0 - 1)", "(0-1)", "0 - 1", "dimensionless", "none", "unitless"),
+    *("fraction", "fractional", "proportion", "Dimensionless"),
+}
 _TOKEN = re.compile(r"(?P<name>%|°?[A-Za-z]+|1)(?:(?:\*\*|\^)?\(?(?P<power>[+-]?\d+)\)?)?")
 
 

@@ -12,14 +12,17 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from wx_data._convert import FULL, merging
 from wx_data._errors import StoreError
 from wx_data._grid import Grid
+from wx_data._manifest import read_plan
 from wx_data._shards import ShardCodec
 from wx_data._store import channel_table, default_band_rows, grid_arrays
 from wx_data._times import Hours, LeadLike, from_hours, lead_hours, leads_hours, show, to_hours
 from wx_data._zarr3 import SmallArray, read_group, read_small, sharded_metadata, write_atomic, write_group
 
 FORMAT = 1
+_COMPLETE = Path("_wx") / "complete.json"
 _SINCE = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian"}
 _ATTRIBUTES = {
     "init_time": {"standard_name": "forecast_reference_time", "long_name": "init time", **_SINCE},
@@ -140,16 +143,17 @@ class ForecastWriter:
             unit=unit,
         )
         root = Path(path)
-        if (root / "zarr.json").exists():
-            writer = cls(root)
-            difference = writer.layout.same_as(layout)
-            if difference:
-                raise StoreError(f"{root} was declared with other {difference}; use another path")
-            return writer
-        if root.exists() and any(p.name not in ("forecast", "_wx") for p in root.iterdir()):
-            raise StoreError(f"{root} is not empty and not a forecast store")
-        _declare(root, layout, dict(attributes or {}))
-        return cls(root)
+        if not (root / "zarr.json").exists():
+            _check_empty(root)
+            (root / "_wx" / "tmp").mkdir(parents=True, exist_ok=True)
+            with merging(root / "_wx"):
+                if not (root / "zarr.json").exists():
+                    _declare(root, layout, dict(attributes or {}))
+        writer = cls(root)
+        difference = writer.layout.same_as(layout)
+        if difference:
+            raise StoreError(f"{root} was declared with other {difference}; use another path")
+        return writer
 
     def write(
         self,
@@ -161,9 +165,15 @@ class ForecastWriter:
     ) -> None:
         """Write one slice: (member, channel, H, W), or (channel, H, W) with `member` if the unit is a member.
 
+        A slice that is there already is replaced: a forecast that is run again may differ in rounding, and
+        its leads belong together.
+
         Raises:
             ValueError: a time, member or shape that was not declared, or values that are not finite.
+            StoreError: the store was finalised, or the disk is full.
         """
+        if (self.path / _COMPLETE).exists():
+            raise StoreError(f"{self.path} was finalised; its slices are no longer written")
         if isinstance(values, torch.Tensor):
             values = values.detach().to("cpu", torch.float32).numpy()
         field = np.asarray(values, dtype=np.float32)
@@ -176,7 +186,18 @@ class ForecastWriter:
         if not np.isfinite(field).all():
             self._refuse(field, init_time, lead_time)
         temporary = self.path / "_wx" / "tmp"
-        write_atomic(self.path / "forecast" / key, self._codec.encode(field), temporary=temporary)
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            write_atomic(self.path / "forecast" / key, self._codec.encode(field), temporary=temporary)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            left = len(self.missing())
+            raise StoreError(
+                f"{self.path}: the disk is full or a quota is reached at {show(init_time)} "
+                f"+{lead_hours(lead_time)} h, {left} slices are missing ({error.strerror}). Free some space "
+                "and write what ForecastWriter.missing() lists"
+            ) from error
 
     def missing(self) -> list[Slice]:
         """Slices not written yet, in order: (init time, lead hours) or (init time, lead hours, member)."""
@@ -198,9 +219,7 @@ class ForecastWriter:
             raise StoreError(
                 f"{self.path}: {len(left)} of {total} slices are missing, first {_name(left[0])}"
             )
-        write_atomic(
-            self.path / "_wx" / "complete.json", json.dumps({"slices": len(self._slices())}).encode()
-        )
+        write_atomic(self.path / _COMPLETE, json.dumps({"slices": len(self._slices())}).encode())
         shutil.rmtree(self.path / "_wx" / "tmp", ignore_errors=True)
         return self.path
 
@@ -248,14 +267,28 @@ def open_forecast(path: str | Path, *, incomplete: bool = False) -> xr.Dataset:
         incomplete: allow a store that was not finalised; what is missing reads as NaN.
 
     Raises:
-        StoreError: not a forecast store, or not complete.
+        StoreError: not a forecast store, not finalised, or slices have been lost since.
     """
     root = Path(path)
-    _read_layout(root)
-    if not incomplete and not (root / "_wx" / "complete.json").exists():
-        raise StoreError(f"{root} was not finalised; call ForecastWriter({str(root)!r}).finalise()")
+    writer = ForecastWriter(root)
+    if not incomplete:
+        if not (root / _COMPLETE).exists():
+            raise StoreError(f"{root} was not finalised; call ForecastWriter({str(root)!r}).finalise()")
+        lost = writer.missing()
+        if lost:
+            raise StoreError(
+                f"{root} was complete and has lost {len(lost)} slices, first {_name(lost[0])}. Delete "
+                f"{_COMPLETE} in it and write them anew, or open it with incomplete=True: they read as NaN"
+            )
     dataset: xr.Dataset = xr.open_zarr(root, chunks=None)
     return dataset
+
+
+def _check_empty(root: Path) -> None:
+    """Refuse a folder of other things; one that a killed `create` left is taken up."""
+    ours = (root / "_wx").is_dir() and read_plan(root / "_wx") is None
+    if root.exists() and any(root.iterdir()) and not ours:
+        raise StoreError(f"{root} is not empty and not a forecast store")
 
 
 def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> None:
@@ -276,7 +309,6 @@ def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> 
     }
     about = {"channels": channel_table(layout.channels), "coordinates": "valid_time"}
     forecast = sharded_metadata(layout.codec, leading, about)
-    (root / "_wx" / "tmp").mkdir(parents=True, exist_ok=True)
     group = {"Conventions": "CF-1.11", "wxforecast": FORMAT, "unit": layout.unit, **attributes}
     write_group(root, group, small, {"forecast": forecast})
 
