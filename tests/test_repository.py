@@ -29,6 +29,11 @@ def distributions(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in requirements}
 
 
+def distribution(module: str) -> str:
+    """Returns what to install for a top-level import."""
+    return {"ecmwf": "ecmwf-datastores-client"}.get(module, module.lower().replace("_", "-"))
+
+
 def trees(package: str) -> Iterator[tuple[Path, ast.Module]]:
     for path in sorted((ROOT / "packages" / package / "src").rglob("*.py")):
         yield path.relative_to(ROOT), ast.parse(path.read_text())
@@ -90,8 +95,8 @@ def test_every_import_is_declared(package: str) -> None:
     optional = set[str]().union(*map(distributions, metadata.get("optional-dependencies", {}).values()))
     free = sys.stdlib_module_names | {IMPORT_NAMES[package]}
     for path, tree in trees(package):
-        always = {name.lower().replace("_", "-") for name in imported(module_level(tree)) - free}
-        anywhere = {name.lower().replace("_", "-") for name in imported(tree) - free}
+        always = {distribution(name) for name in imported(module_level(tree)) - free}
+        anywhere = {distribution(name) for name in imported(tree) - free}
         assert always <= declared, f"{path} imports {always - declared} unconditionally"
         assert anywhere <= declared | optional, f"{path} imports {anywhere - declared - optional}"
 
