@@ -92,6 +92,19 @@ def mesh_dim(x: Operand | None, dim: int) -> int | None:
     return x.spec.dims.index(dim)
 
 
+def split_of(x: ShardTensor, dim: int) -> tuple[int, Sizes]:
+    """Returns the mesh dimension that splits dimension `dim` of x, which may be negative, and its sizes.
+
+    Raises:
+        ValueError: dim is not sharded.
+    """
+    m = mesh_dim(x, dim % x.ndim)
+    sizes = None if m is None else x.spec.sizes[m]
+    if m is None or sizes is None:
+        raise ValueError(f"dimension {dim} is not sharded: {x.spec.describe()}")
+    return m, sizes
+
+
 def broadcast_axes(shapes: Sequence[Sequence[int]]) -> list[Labels]:
     """Returns labels that align trailing dimensions; label d is dimension d of the broadcast result."""
     ndim = max(len(shape) for shape in shapes)

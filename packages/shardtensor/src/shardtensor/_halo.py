@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from shardtensor._align import split_of
 from shardtensor._collectives import Interval, Wants, fetch_rows
 from shardtensor._index import wrapped
 from shardtensor._pad import pad_dimension
@@ -29,7 +30,7 @@ def fetch(x: ShardTensor, dim: int, wants: Sequence[Sequence[Interval]]) -> Tens
     Raises:
         ValueError: dim is not sharded, or an interval leaves the dimension.
     """
-    m, _ = _mesh_dim(x, dim)
+    m, _ = split_of(x, dim)
     return fetch_rows(
         x.local, dim % x.ndim, x.spec, m, tuple(tuple((a, b) for a, b in want) for want in wants)
     )
@@ -48,7 +49,7 @@ def halo_exchange(x: ShardTensor, dim: int, before: int, after: int, *, periodic
         after: rows wanted after the own ones.
         periodic: whether the dimension is a circle.
     """
-    m, sizes = _mesh_dim(x, dim)
+    m, sizes = split_of(x, dim)
     extent = sum(sizes)
     wants: list[tuple[Interval, ...]] = []
     for offset, rows in zip(offsets(sizes), sizes, strict=True):
@@ -118,11 +119,3 @@ def _half_turn(sizes: Sizes) -> Wants:
     extent = sum(sizes)
     starts = [offset + extent // 2 for offset in offsets(sizes)]
     return tuple(wrapped(start, start + n, extent) for start, n in zip(starts, sizes, strict=True))
-
-
-def _mesh_dim(x: ShardTensor, dim: int) -> tuple[int, Sizes]:
-    at = dim % x.ndim
-    for m, (sharded, sizes) in enumerate(zip(x.spec.dims, x.spec.sizes, strict=True)):
-        if sharded == at and sizes is not None:
-            return m, sizes
-    raise ValueError(f"dimension {dim} is not sharded: {x.spec.describe()}")

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from shardtensor import _wire as wire
+from shardtensor._align import split_of
 from shardtensor._collectives import all_reduce, fetch_rows
 from shardtensor._moments import wide as _wide
 from shardtensor._random import Draw, at_least, numbers
@@ -471,12 +472,8 @@ def ring_shift(x: ShardTensor, dim: int, shift: int = 1) -> Tensor:
     Raises:
         ValueError: dim is not sharded.
     """
-    at = dim % x.ndim
-    m = x.spec.dims.index(at) if at in x.spec.dims else -1
-    sizes = x.spec.sizes[m] if m >= 0 else None
-    if sizes is None:
-        raise ValueError(f"dimension {dim} is not sharded: {x.spec.describe()}")
+    m, sizes = split_of(x, dim)
     starts = offsets(sizes)
     sources = [(rank - shift) % len(sizes) for rank in range(len(sizes))]
     wants = tuple(((starts[s], starts[s] + sizes[s]),) for s in sources)
-    return fetch_rows(x.local, at, x.spec, m, wants)
+    return fetch_rows(x.local, dim % x.ndim, x.spec, m, wants)
