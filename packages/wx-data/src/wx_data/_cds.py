@@ -22,6 +22,7 @@ from wx_data._join import JoinedSource, join
 from wx_data._protocols import Source
 from wx_data._sources import open_source
 from wx_data._times import Hours, LeadLike, TimeLike, from_hours, lead_hours, period_hours, show
+from wx_data._zarr3 import write_atomic
 
 _PRESSURE, _SINGLE = "reanalysis-era5-pressure-levels", "reanalysis-era5-single-levels"
 _STATICS = ("z_surface", "lsm")
@@ -225,7 +226,7 @@ class _Download:
 
     def remember(self, identifier: str) -> None:
         content = {"request_id": identifier, "dataset": self.request.dataset, **self.request.inputs}
-        _write(self.note, json.dumps(content, indent=1).encode())
+        write_atomic(self.note, json.dumps(content, indent=1).encode())
 
     def check(self, path: Path) -> None:
         """Refuse a file that is not what was asked for, or cannot be read to its last byte."""
@@ -394,12 +395,6 @@ def _configuration() -> dict[str, str]:
         return {}
     lines = [line.split(":", 1) for line in path.read_text().splitlines() if ":" in line]
     return {key.strip(): value.strip() for key, value in lines}
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 def _open(folder: Path, requests: Sequence[CDSRequest], names: tuple[str, ...]) -> JoinedSource:

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import json
-import os
 import time as clock
 import urllib.error
 import urllib.request
@@ -29,6 +28,7 @@ from wx_data._protocols import Source
 from wx_data._regrid import Method, RegriddedSource
 from wx_data._sources import open_source
 from wx_data._times import TimeLike, from_hours, show, to_hours
+from wx_data._zarr3 import write_atomic
 
 _CYCLE_HOURS = 6
 _CYCLES_BACK = 12  # how far to look for the newest analysis when one is not there
@@ -187,10 +187,7 @@ class _Archive:
         path = self.folder / f"{Path(url).stem}-{key[:12]}.grib2"
         if not path.exists():
             spans = self._spans(hour, step, names, derive)
-            content = b"".join(self._messages(url, spans))
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_bytes(content)
-            os.replace(partial, path)
+            write_atomic(path, b"".join(self._messages(url, spans)))
         return path
 
     def _spans(self, hour: int, step: int, names: Sequence[str], derive: Mapping[str, str]) -> list[Span]:
