@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +22,18 @@ from shardtensor._graph import (  # this import registers the operators of compi
 Kind: TypeAlias = Literal["all_to_all", "all_reduce", "all_gather"]
 
 
+@functools.cache
+def _end_in_order() -> None:
+    """Gives gloo's threads the interpreter once more before it ends.
+
+    Such a thread drops the tensors of a collective after the collective is done, and takes the
+    interpreter's lock for that. Where the interpreter is ending already, Python unwinds the thread through
+    C++, which ends the process by SIGABRT. `destroy_process_group` does not join the threads while a mesh
+    refers to the group.
+    """
+    atexit.register(time.sleep, 0.05)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """The ranks along one mesh dimension.
@@ -30,6 +45,9 @@ class Group:
 
     group: dist.ProcessGroup
     name: str
+
+    def __post_init__(self) -> None:
+        _end_in_order()
 
     def size(self) -> int:
         """Number of ranks."""
