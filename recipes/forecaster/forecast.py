@@ -97,5 +97,5 @@ def issue(
     model, times = forecaster(parts, trained), np.full(members, init_time)
     key = Key.from_times(settings.seed, np.array([init_time]), range(members)).rows()
     steps = len(settings.leads)
-    for state in model.rollout(model.start(previous, current), times, key, steps=steps):
+    for state in model.rollout(model.start(previous, current, times), key, steps=steps):
         yield parts.space.decode(state.current.cpu())

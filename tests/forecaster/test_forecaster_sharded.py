@@ -30,7 +30,7 @@ def test_two_ranks_give_the_forecast_of_one(settings: Settings, run: Path, tmp_p
     previous, current, times, key = _start(settings, run)
     model = forecaster(parts, trained)
     with torch.inference_mode():
-        states = list(model.rollout(model.start(previous, current), times, key, steps=2))
+        states = list(model.rollout(model.start(previous, current, times), key, steps=2))
     for step, state in enumerate(states):
         for rank in range(2):
             found = torch.load(tmp_path / f"{rank}-{step}.pt", weights_only=True)
@@ -59,8 +59,8 @@ def _rank(rank: int, world: int, settings: Settings, run: Path, out: Path) -> No
     patch = settings.downsampling[0]
     model = sharded_forecaster(parts, trained, mesh)
     with torch.inference_mode():
-        start = model.start(shard_rows(previous, mesh, patch), shard_rows(current, mesh, patch))
-        for step, state in enumerate(model.rollout(start, times, key, steps=2)):
+        start = model.start(shard_rows(previous, mesh, patch), shard_rows(current, mesh, patch), times)
+        for step, state in enumerate(model.rollout(start, key, steps=2)):
             assert state.current.to_local().shape[2] == row_sizes(33, patch, world)[rank]
             torch.save(state.current.full_tensor(), out / f"{rank}-{step}.pt")
     # A rank that leaves while another still talks to it ends in an abort.

@@ -6,6 +6,7 @@ from wx_models._attention import neighborhood_attention
 from wx_models._downsample import Downsample
 from wx_models._projector import LocalProjector, LocalProjectorConfig
 from wx_models._protocols import Forcing, LatentSampler, LeadKey, Projector
+from wx_models._published_forcing import PublishedForcing
 from wx_models._rollout import LatentForecaster, RolloutState
 from wx_models._transformer import LatentTransformer, LatentTransformerConfig, NetworkSpec
 
@@ -23,6 +24,7 @@ __all__ = [
     "LocalProjectorConfig",
     "NetworkSpec",
     "Projector",
+    "PublishedForcing",
     "RolloutState",
     "neighborhood_attention",
 ]

@@ -17,10 +17,14 @@ Cond = Mapping[str, Tensor]
 
 
 class LeadKey(Protocol):
-    """Names the randomness of a row; the forecaster only moves it along the lead time."""
+    """Names the randomness of the rows; the forecaster moves it along the lead time and selects rows."""
 
     def at_lead(self, lead: int, /) -> Self:
         """Returns the same key at autoregressive step `lead`."""
+        ...
+
+    def rows(self, selection: slice, /) -> Self:
+        """Returns the key of some rows."""
         ...
 
 
