@@ -163,7 +163,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure, arguments.folder, arguments.rounds)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        for codec in ("lz4", "none"):
+        for codec in ("lz4hc", "lz4", "none"):
             convert(Fields(arguments.steps), Path(name) / codec, implausible="keep", codec=codec)
             table(Path(name) / codec, codec, arguments.rounds)
 

@@ -20,10 +20,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 import shard_common as common
@@ -377,11 +375,10 @@ class Cluster(NamedTuple):
 def full_size(training: bool) -> dict[str, tuple[Shape, int, int]]:
     """Returns shapes, flops and kernels of a step of ATLAS' networks with batch 1, on the meta device."""
     found = {}
-    # autocast does not know the meta device.
-    with torch.device("meta"), patch("wx_models._blocks.full_precision", lambda _: nullcontext()):
+    with torch.device("meta"):
         networks = {
-            "latent transformer": LatentTransformer(LatentTransformerConfig.atlas()),
-            "local projector": LocalProjector(LocalProjectorConfig.atlas()),
+            "latent transformer": LatentTransformer(LatentTransformerConfig.atlas_si()),
+            "local projector": LocalProjector(LocalProjectorConfig.atlas_projector()),
         }
         for name, network in networks.items():
             config: Any = network.config

@@ -30,6 +30,7 @@ from wx_models import (
     LatentTransformerConfig,
     LocalProjector,
     LocalProjectorConfig,
+    Stream,
 )
 
 
@@ -58,12 +59,16 @@ def build(settings: Settings, store: Store, statistics: Statistics) -> Parts:
 
     Raises:
         StoreError: the statistics belong to another store.
+        ValueError: the store lies on Healpix.
     """
     statistics.check(store.channels, store.grid)
+    if not isinstance(store.grid, Grid):
+        raise ValueError(f"the networks need rows of latitude; {store.path} lies on a {store.grid}")
     channels, grid = len(store.channels), store.grid.shape
     forcings = Forcings(store.grid, FORCINGS, store.statics)
     downsample = Downsample(grid, settings.downsampling)
     generative = settings.estimator != "crps"
+    fields = ("x", "state", "forcing") if generative else ("state", "forcing")
     compute_dtype = torch.bfloat16 if settings.precision == "bf16" else None
     network = LatentTransformer(
         LatentTransformerConfig(
@@ -74,12 +79,14 @@ def build(settings: Settings, store: Store, statistics: Statistics) -> Parts:
             width=settings.latent_width,
             depth=settings.latent_depth,
             heads=settings.latent_heads,
-            takes_x=generative,
+            streams=(
+                Stream(fields, settings.latent_width - settings.history_width),
+                Stream(("previous",), settings.history_width),
+            ),
             takes_t=generative,
             noise_dim=0 if generative else settings.noise_dim,
             position="learned",
             qk_norm=True,
-            history_width=settings.history_width,
             mixing=settings.latent_mixing,
             gate=settings.latent_depth**-0.5,
             linear_skip=True,

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 
 import shardtensor as st
 from recipes.forecaster.assemble import Parts, forecaster
+from wx_data import RowRange, Store
 from wx_estimators import BoundSampler, Estimator, Key, bind
 from wx_models import LatentForecaster, neighborhood_attention
 
@@ -39,8 +42,28 @@ def shard_rows(fields: Tensor, mesh: DeviceMesh, patch: int) -> st.ShardTensor:
     return st.ShardTensor.from_local(local, mesh, [Shard(_ROWS)], sizes=sizes)
 
 
+def read_rows(
+    analyses: Store, times: np.ndarray, parts: Parts, mesh: DeviceMesh, *, members: int = 1
+) -> st.ShardTensor:
+    """Normalised states (N, C, H, W) of a store, of which every rank reads its own rows only.
+
+    Args:
+        analyses: with the forecaster's channels, on its grid.
+        times: (T,) datetime64.
+        parts: give normalisation and patches.
+        mesh: one dimension, which divides the rows.
+        members: copies of each time, member fastest: N = T members.
+    """
+    patch, place = parts.settings.downsampling[0], mesh.get_local_rank()
+    sizes = row_sizes(parts.grid.shape[0], patch, mesh.size())
+    start = sum(sizes[:place])
+    fields = analyses.read(times, parts.channels, rows=RowRange(start, start + sizes[place])).values
+    local = parts.space.encode(torch.from_numpy(fields)).repeat_interleave(members, 0)
+    return st.ShardTensor.from_local(local, mesh, [Shard(_ROWS)], sizes=sizes)
+
+
 def sharded_forecaster(parts: Parts, trained: Estimator, mesh: DeviceMesh) -> LatentForecaster[Key]:
-    """The forecaster of `assemble`, for states made by `shard_rows`."""
+    """The forecaster of `assemble`, for states made by `read_rows`."""
     st.register_function_handler(neighborhood_attention, st.neighborhood_handler)
     return forecaster(
         parts,

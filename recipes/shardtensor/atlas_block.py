@@ -22,6 +22,7 @@ from wx_models import (
     LatentTransformerConfig,
     LocalProjector,
     LocalProjectorConfig,
+    Stream,
     neighborhood_attention,
 )
 
@@ -43,7 +44,7 @@ class Step(nn.Module):
                 depth=2,
                 heads=4,
                 gate=0.7,
-                takes_x=False,
+                streams=(Stream(("state",), 48), Stream(("previous",), 16)),
                 takes_t=False,
             )
         )

@@ -11,11 +11,13 @@ import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
 from recipes.forecaster.assemble import forecaster
-from recipes.forecaster.parallelize import row_sizes, shard_rows, sharded_forecaster
+from recipes.forecaster.parallelize import read_rows, row_sizes, sharded_forecaster
 from recipes.forecaster.settings import Settings
 from recipes.forecaster.train import load
 from wx_data import Store
 from wx_estimators import Key
+
+MEMBERS = 2
 
 
 def test_bands_hold_whole_patches_and_every_row() -> None:
@@ -27,10 +29,15 @@ def test_bands_hold_whole_patches_and_every_row() -> None:
 def test_two_ranks_give_the_forecast_of_one(settings: Settings, run: Path, tmp_path: Path) -> None:
     mp.spawn(_rank, args=(2, settings, run, tmp_path), nprocs=2)
     parts, trained = load(settings, run)
-    previous, current, times, key = _start(settings, run)
+    truth, inits = Store(run / "test.store"), _inits(settings)
+    previous, current = (
+        parts.space.encode(torch.from_numpy(truth.read(times).values)).repeat_interleave(MEMBERS, 0)
+        for times in _analyses(settings)
+    )
     model = forecaster(parts, trained)
     with torch.inference_mode():
-        states = list(model.rollout(model.start(previous, current, times), key, steps=2))
+        start = model.start(previous, current, inits.repeat(MEMBERS))
+        states = list(model.rollout(start, _key(settings), steps=2))
     for step, state in enumerate(states):
         for rank in range(2):
             found = torch.load(tmp_path / f"{rank}-{step}.pt", weights_only=True)
@@ -38,16 +45,16 @@ def test_two_ranks_give_the_forecast_of_one(settings: Settings, run: Path, tmp_p
             assert difference < 1e-5, f"rank {rank}, step {step}: {difference:.1e}"
 
 
-def _start(settings: Settings, run: Path) -> tuple[torch.Tensor, torch.Tensor, np.ndarray, Key]:
-    """Two starts of two members, as rows."""
-    parts, _ = load(settings, run)
-    truth, inits = Store(run / "test.store"), settings.init_times[:2]
-    before = inits - np.timedelta64(settings.step_hours, "h")
-    previous, current = (
-        parts.space.encode(torch.from_numpy(truth.read(times).values)).repeat_interleave(2, 0)
-        for times in (before, inits)
-    )
-    return previous, current, inits.repeat(2), Key.from_times(settings.seed, inits, range(2)).rows()
+def _inits(settings: Settings) -> np.ndarray:
+    return settings.init_times[:2]
+
+
+def _analyses(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    return _inits(settings) - np.timedelta64(settings.step_hours, "h"), _inits(settings)
+
+
+def _key(settings: Settings) -> Key:
+    return Key.from_times(settings.seed, _inits(settings), range(MEMBERS)).rows()
 
 
 def _rank(rank: int, world: int, settings: Settings, run: Path, out: Path) -> None:
@@ -55,13 +62,15 @@ def _rank(rank: int, world: int, settings: Settings, run: Path, out: Path) -> No
     dist.init_process_group("gloo", init_method=f"file://{out / 'store'}", rank=rank, world_size=world)
     mesh = init_device_mesh("cpu", (world,))
     parts, trained = load(settings, run)
-    previous, current, times, key = _start(settings, run)
-    patch = settings.downsampling[0]
+    truth = Store(run / "test.store")
+    previous, current = (
+        read_rows(truth, times, parts, mesh, members=MEMBERS) for times in _analyses(settings)
+    )
     model = sharded_forecaster(parts, trained, mesh)
     with torch.inference_mode():
-        start = model.start(shard_rows(previous, mesh, patch), shard_rows(current, mesh, patch), times)
-        for step, state in enumerate(model.rollout(start, key, steps=2)):
-            assert state.current.to_local().shape[2] == row_sizes(33, patch, world)[rank]
+        start = model.start(previous, current, _inits(settings).repeat(MEMBERS))
+        for step, state in enumerate(model.rollout(start, _key(settings), steps=2)):
+            assert state.current.to_local().shape[2] == row_sizes(33, settings.downsampling[0], world)[rank]
             torch.save(state.current.full_tensor(), out / f"{rank}-{step}.pt")
     # A rank that leaves while another still talks to it ends in an abort.
     dist.barrier()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wx_data import Grid
 from wx_data._conservative import regrid_conservative
-from wx_data._grid import interpolate_points, nearest_present, regrid, reorder
+from wx_data._grid import Points, nearest_present, regrid, reorder
 from wx_data._healpix import Healpix
 
 
@@ -279,19 +279,27 @@ def test_points_are_interpolated_as_grids_are() -> None:
     source, target = Grid.regular(19, 36), Grid.regular(33, 64)
     field = np.random.default_rng(3).standard_normal((2, *source.shape))
     field[0, 4:8, 4:9] = np.nan
-    points = np.meshgrid(target.latitude, target.longitude, indexing="ij")
-    for wind in (False, True):
-        got = interpolate_points(field, source, points[0].ravel(), points[1].ravel(), wind=wind)
-        np.testing.assert_allclose(
-            got.reshape(2, *target.shape), regrid(field, source, target, wind=wind), atol=1e-6
-        )
+    north, east = (at.ravel() for at in np.meshgrid(target.latitude, target.longitude, indexing="ij"))
+    for poles in (True, False):
+        source = Grid.regular(19, 36, poles=poles)
+        points = Points(source, north, east)
+        for wind in (False, True):
+            got = points(field, wind=wind).reshape(2, *target.shape)
+            np.testing.assert_allclose(got, regrid(field, source, target, wind=wind), atol=1e-6)
+    area = Grid(np.array([60.0, 50.0, 45.0]), np.array([5.0, 10.0, 20.0]))
+    values = np.arange(9.0).reshape(3, 3)
+    inside = Grid(np.array([60.0, 47.0]), np.array([7.0, 20.0]))
+    at = Points(area, np.repeat(inside.latitude, 2), np.tile(inside.longitude, 2))
+    np.testing.assert_allclose(at(values).reshape(2, 2), regrid(values, area, inside), atol=1e-6)
+    with pytest.raises(ValueError, match="never extrapolates"):
+        Points(area, np.array([50.0]), np.array([21.0]))
 
 
 def test_healpix_source_reproduces_smooth_fields() -> None:
     source = Grid.regular(181, 360)
     phi, lam = np.deg2rad(source.latitude)[:, None], np.deg2rad(source.longitude)
     pixels = Healpix(32, "nested")
-    got = interpolate_points(np.cos(phi) * np.cos(lam), source, pixels.latitude, pixels.longitude)
+    got = Points(source, pixels.latitude, pixels.longitude)(np.cos(phi) * np.cos(lam))
     at_phi, at_lam = np.deg2rad(pixels.latitude), np.deg2rad(pixels.longitude)
     np.testing.assert_allclose(got, np.cos(at_phi) * np.cos(at_lam), atol=1e-4)
 
@@ -314,7 +322,7 @@ def test_nearest_present_against_brute_force() -> None:
 
 
 def test_a_regridded_source_converts(make_source, tmp_path) -> None:
-    from wx_data import SourceError, Store, convert
+    from wx_data import Store, convert
     from wx_data._regrid import RegriddedSource
 
     inner = make_source(steps=3, names=("u850", "t850"))
@@ -331,8 +339,8 @@ def test_a_regridded_source_converts(make_source, tmp_path) -> None:
     assert state.dims == ("time", "channel", "cell")
     assert state.shape == (2, 1, 48)
     assert state["cell"].attrs == {"nside": 2, "order": "nested"}
-    with pytest.raises(SourceError, match="needs rows of latitude; the source lies on Healpix"):
-        convert(pixels, tmp_path / "pixels")
+    with pytest.raises(ValueError, match="lies on a nested Healpix of nside 2, from which nothing"):
+        RegriddedSource(pixels, coarse)
     with pytest.raises(ValueError, match="bilinear interpolation"):
         RegriddedSource(inner, Healpix(2), "conservative")
     with pytest.raises(ValueError, match="method must be"):

@@ -125,6 +125,45 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         open_source(tmp_path, hdf5=LAYOUT)
 
 
+def test_what_makani_marks_as_not_valid_is_missing(tmp_path: Path) -> None:
+    """`valid_data` (time, channel) is 0 where its converter found nothing in the source."""
+    times = year(2019)[:8]
+    write(tmp_path / "2019.h5", times, described=True)
+    write(tmp_path / "2020.h5", year(2020)[:3], described=True)  # of an older converter, without it
+    valid = np.ones((8, 4), np.int32)
+    valid[2] = 0  # an imputed time
+    valid[5, 1] = valid[6, :3] = 0
+    with h5py.File(tmp_path / "2019.h5", "a") as file:
+        file["valid_data"] = valid
+    source = open_source(tmp_path)
+    kept = np.concatenate((np.delete(times, 2), year(2020)[:3]))
+    np.testing.assert_array_equal(source.times, kept)
+    want = np.array([[field(time, c) for c in range(4)] for time in kept])
+    want[4, 1] = want[5, :3] = np.nan
+    np.testing.assert_array_equal(source.read(kept, NAMES).values, want)
+    np.testing.assert_array_equal(source.read(kept[[8, 5]], ["t850", "t2m"]).values, want[[8, 5]][:, [3, 1]])
+    convert(
+        open_source(tmp_path / "2019.h5"),
+        tmp_path / "t850",
+        channels=["t850"],
+        missing="drop",
+        implausible="keep",
+    )
+    with pytest.raises(
+        SourceError, match=r"t2m at 2019-01-06T00.*whole field is missing: a hole in the source"
+    ):
+        convert(source, tmp_path / "s", missing="drop", implausible="keep")
+    with h5py.File(tmp_path / "2019.h5", "a") as file:
+        file["valid_data"][...] = 0
+    with pytest.raises(SourceError, match="valid_data is 0 for every time and channel"):
+        open_source(tmp_path / "2019.h5")
+    with h5py.File(tmp_path / "2019.h5", "a") as file:
+        del file["valid_data"]
+        file["valid_data"] = valid[:, 0]
+    with pytest.raises(SourceError, match=r"valid_data has shape \(8,\); \(time, channel\) = \(8, 4\)"):
+        open_source(tmp_path / "2019.h5")
+
+
 def test_makani_metadata_conversion_and_regridding(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     write(tmp_path / "train" / "2019.h5", year(2019))

@@ -14,6 +14,7 @@ import pytest
 import xarray as xr
 
 from wx_data import Grid, SourceError, Store, convert
+from wx_data._cli import main
 from wx_data._healpix import Healpix
 from wx_data._opendata import OpenData, fetch_initial_state
 
@@ -415,3 +416,51 @@ def test_a_store_is_a_source_too(make_source: Any, tmp_path: Path) -> None:
     assert moved.shape == (1, 1, 5, 8)
     with pytest.raises(ValueError, match="for operational centres"):
         fetch_initial_state("2001-01-01", ["msl"], store, fill={"msl": 1.0})
+
+
+def test_the_command_fetches_an_analysis(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5netcdf")
+    publish(server, "ifs-open", "2024-06-03T00", TIME)
+    data = OpenData("ifs-open", root=server.root)  # as patient as the command
+    names = ["t850", "sst", "q850", "tp"]
+    options = ["--time", TIME, "--channels", ",".join(names), "--endpoint", server.root, "--json"]
+    rules = ["--fill", "sst=290", "--derive", "q=relative_humidity"]
+    out = tmp_path / "state.nc"
+    assert main(["fetch-init", str(out), *options, *rules]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["sizes"] == {"time": 1, "channel": 4, "latitude": 19, "longitude": 36}
+    expected = fetch_initial_state(TIME, names, data, fill={"sst": 290.0}, derive={"q": "relative_humidity"})
+    with xr.open_dataset(out) as dataset:
+        xr.testing.assert_equal(dataset["state"].drop_vars("units"), expected.drop_vars("units"))
+        assert dataset["units"].values.tolist() == ["K", "K", "kg kg-1", "m"]
+        assert dataset["latitude"].attrs["units"] == "degrees_north"
+        assert json.loads(dataset["state"].attrs["filled"]) == {"sst": "constant 290.0"}
+
+    def fails(code: int, *words: str) -> str:
+        assert main(["fetch-init", *words]) == code
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 2
+        return error
+
+    before = server.requests.total()
+    assert "state.nc exists" in fails(1, str(out), *options, *rules)
+    assert "--member, --era5t would be ignored" in fails(
+        2, str(tmp_path / "b.nc"), *options, "--member", "3", "--era5t"
+    )
+    assert server.requests.total() == before
+    assert "does not publish 1 of the channels" in fails(1, str(tmp_path / "b.nc"), *options, *rules[2:])
+    assert "is not published" in fails(1, str(tmp_path / "b.nc"), *options, "--time", "2024-06-04T00")
+    monkeypatch.setattr("wx_data._opendata.clock.sleep", lambda _: None)
+    dead = ["--endpoint", "http://127.0.0.1:9"]
+    assert "no answer after 5 attempts (anonymous)" in fails(3, str(tmp_path / "b.nc"), *options, *dead)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.nc"]
+    small = ["--time", TIME, "--channels", "t850", "--endpoint", server.root, "--no-progress"]
+    assert (
+        main(["fetch-init", str(tmp_path / "c.nc"), *small, "--grid", "9x16", "--method", "conservative"])
+        == 0
+    )
+    assert "c.nc: 2024-06-03T06, 1 channels" in capsys.readouterr().out
+    with xr.open_dataset(tmp_path / "c.nc") as dataset:
+        assert dataset["state"].shape == (1, 1, 9, 16)

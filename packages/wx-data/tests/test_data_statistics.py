@@ -106,8 +106,14 @@ def test_statistics_know_what_they_belong_to(store: Store) -> None:
         found.check(swapped, store.grid)
     with pytest.raises(StoreError, match="channel 4 is tp in the statistics and nothing in the data"):
         found.check(store.channels[:4], store.grid)
-    with pytest.raises(StoreError, match="another grid"):
-        found.check(store.channels, Grid.regular(9, 16, poles=False))
+    other = Grid.regular(9, 16, poles=False)
+    with pytest.raises(StoreError, match=f"another grid.*the data's is {other.digest}") as caught:
+        found.check(store.channels, other)
+    for refused in (lambda: found.check(swapped, store.grid), lambda: found.check(store.channels, other)):
+        with pytest.raises(StoreError) as caught:
+            refused()
+        for digest in found.digests.values():
+            assert digest in str(caught.value)
     picked = found.select(["tp", "z500"])
     np.testing.assert_array_equal(picked.residual(6).std, found.residual(6).std[[4, 0]])
     with pytest.raises(KeyError, match="computed leads: 6 h"):

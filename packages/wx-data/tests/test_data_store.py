@@ -20,7 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 
-from wx_data import Grid, SourceError, Statistics, Store, StoreError, _convert, compute_statistics, convert
+from wx_data import (
+    Grid,
+    RowRange,
+    SourceError,
+    Statistics,
+    Store,
+    StoreError,
+    _convert,
+    compute_statistics,
+    convert,
+)
 from wx_data._manifest import ManifestLog
 from wx_data._repair import repair
 from wx_data._rounding import quantum, round_field, rounding_bounds
@@ -99,6 +109,19 @@ def test_bands_read_rows_only(make_source: Make, tmp_path: Path) -> None:
     store.read_into(1, out, rows=(8, 12))
     np.testing.assert_array_equal(out, source.read(source.times[1:2], source.channels).values[0][:, 8:12])
     np.testing.assert_array_equal(xr.open_zarr(tmp_path / "s", chunks=None)["data"][1, :, 8:12].values, out)
+
+
+def test_ranks_read_their_own_rows(make_source: Make, tmp_path: Path) -> None:
+    source = make_source(3, grid=Grid.regular(17, 12))
+    convert(source, tmp_path / "s", band_rows=5)
+    store = Store(tmp_path / "s")
+    whole = store.read(source.times[:2], ["msl", "z500"])
+    parts = [store.read(source.times[:2], ["msl", "z500"], rows=RowRange(*r)) for r in ((0, 9), (9, 17))]
+    xr.testing.assert_identical(xr.concat(parts, "latitude"), whole)
+    inner = store.read(source.times[:2], ["msl", "z500"], rows=RowRange(9, 17, halo=2))
+    xr.testing.assert_identical(inner, whole.isel(latitude=slice(7, 17)))
+    with pytest.raises(ValueError, match="does not lie within a grid of 17 rows"):
+        store.read(source.times[:1], rows=RowRange(9, 18))
 
 
 def test_same_bytes_whatever_the_workers(make_source: Make, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wx_data._channels import channel
 from wx_data._errors import SourceError
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._join import Versions, later, versions_of, with_versions
 from wx_data._protocols import Source
 from wx_data._remote import Traffic
@@ -37,7 +37,7 @@ class AccumulatedSource:
     def __init__(self, source: Source, channels: Sequence[str]) -> None:
         self._source = source
         self.channels = tuple(channels)
-        self.grid: Grid = source.grid
+        self.grid: AnyGrid = source.grid
         hours = to_hours(source.times)
         complete = np.ones(hours.size, dtype=bool)
         self._windows = {name: channel(name).accumulation_hours or 1 for name in channels if name in HOURLY}

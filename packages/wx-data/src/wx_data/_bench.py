@@ -51,7 +51,7 @@ def bench(store: Store, *, steps: int = 32, workers: int = 2, seed: int = 0) -> 
     shape = (len(store.channels), *store.grid.shape)
     fields = [np.zeros(shape, dtype=np.float32) for _ in range(workers)]
     source = np.ones(shape, dtype=np.float32)
-    paths = [store.path / shard_key(step) for step in chosen]
+    paths = [store.path / shard_key(step, store.codec) for step in chosen]
     megabytes = source.nbytes * len(chosen) / 1e6
 
     def decode(worker: int) -> None:

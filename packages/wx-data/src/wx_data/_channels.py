@@ -66,6 +66,7 @@ class Channel:
             found["level_hPa"] = self.level
         if self.accumulation_hours is not None:
             found["accumulation_hours"] = self.accumulation_hours
+            found["cell_methods"] = f"time: sum (comment: over {self.accumulation_hours} h up to the time)"
         return found
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from wx_data._channels import Channel, channel
 from wx_data._errors import SourceError
 from wx_data._grid import Grid, nearest_present
+from wx_data._healpix import AnyGrid
 from wx_data._shards import Field
 from wx_data._times import from_hours, show
 from wx_data._units import conversion
@@ -85,7 +86,7 @@ class MissingFill:
         ValueError: a rule that is not understood.
     """
 
-    def __init__(self, names: Sequence[str], policy: Policy, grid: Grid) -> None:
+    def __init__(self, names: Sequence[str], policy: Policy, grid: AnyGrid) -> None:
         wrong = {name: rule for name, rule in policy.items() if isinstance(rule, str) and rule not in _RULES}
         if wrong:
             raise ValueError(f"nan: a number or one of {', '.join(_RULES)} is expected; got {wrong}")
@@ -95,7 +96,7 @@ class MissingFill:
         self._nearest: dict[bytes, NDArray[np.intp]] = {}
 
     def __call__(self, field: Field, /) -> Field:
-        """(C, H, W) with the missing values replaced; the same array where there are none."""
+        """(C, H, W) or (C, cell) with the missing values replaced; the same array where there are none."""
         filled = field
         for place, rule in self._rules:
             if rule == "keep":
@@ -109,12 +110,19 @@ class MissingFill:
 
     def _values(self, values: Field, missing: NDArray[np.bool_], rule: float | str) -> Any:
         if rule == "mean":
-            area = np.where(missing, 0.0, self._grid.area_weights()[:, None])
-            return (np.where(missing, 0.0, values) * area).sum(dtype=np.float64) / area.sum()
+            present, values = ~missing.reshape(self._grid.plane), values.reshape(self._grid.plane)
+            area = np.where(present, self._grid.area_weights()[:, None], 0.0)
+            return (np.where(present, values, 0.0) * area).sum(dtype=np.float64) / area.sum()
         if rule == "nearest":
             key = np.packbits(missing).tobytes()
             if key not in self._nearest:
-                self._nearest[key] = nearest_present(missing, self._grid)
+                grid = self._grid
+                found = (
+                    nearest_present(missing, grid)
+                    if isinstance(grid, Grid)
+                    else grid.nearest_present(missing)
+                )
+                self._nearest[key] = found
             return values.ravel()[self._nearest[key]]
         return rule
 

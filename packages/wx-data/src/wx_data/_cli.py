@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from wx_data._channels import channels as lexicon
 from wx_data._commands import IO, PROBLEM, USAGE, Arguments
 from wx_data._errors import SourceError, StoreError
 from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid, Healpix
 
 _REMEDIES: tuple[tuple[type[BaseException], int, str], ...] = (
     (SourceError, PROBLEM, "wx-data inspect SOURCE shows what is there"),
@@ -25,6 +27,30 @@ _REMEDIES: tuple[tuple[type[BaseException], int, str], ...] = (
     (ImportError, USAGE, "install the extra that the message names"),
     (ValueError, USAGE, "wx-data COMMAND --help explains the options"),
     (KeyError, USAGE, "wx-data COMMAND --help explains the options"),
+)
+# Arguments of Python that messages name, and the options they are here.
+_OPTIONS: tuple[tuple[str, str], ...] = (
+    (r'missing="drop"', "--missing drop"),
+    (r'implausible="keep"', "--keep-implausible"),
+    (r"Pass nan=\{'(\w+)': rule\}", r"Pass --nan \1=RULE"),
+    (r"fill=\{name: constant or field\}", "--fill CHANNEL=VALUE"),
+    (r'derive=\{"q": "relative_humidity"\}', "--derive q=relative_humidity"),
+    (r"\bera5t=True", "--era5t"),
+    (r"\bmember=(?=\d)", "--member "),
+    (r"\bmember=", "--member"),
+    (r"\blead=(?=\w)", "--forecast-lead "),
+    (r"\blead=", "--forecast-lead"),
+    (r"\bkind='(\w+)'", r"--kind \1"),
+    (r"\bgrid=(?= )", "--grid"),
+    (r"\bremote=Remote\(anonymous=False\)", "--signed"),
+    (r"pass resume=True", "leave out --no-resume"),
+    (r'changed="keep" \(--accept-changes\)', "--accept-changes"),
+    (
+        r"[Cc]all convert\(\) again( with the same arguments)? \(resume=True\)",
+        "Run the same wx-data convert again",
+    ),
+    (r"[Cc]all convert\(\) again( with the same arguments)?", "Run the same wx-data convert again"),
+    (r"hdf5=YearlyHdf5\((channels|latitude|longitude|step)=\.\.\.\)", "--hdf5 DATA.JSON"),
 )
 
 
@@ -55,6 +81,8 @@ def _fail(error: BaseException, arguments: Arguments) -> int:
             "--kind names the format where it is not recognised; wx-data inspect --help lists more options"
         )
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    for argument, option in _OPTIONS:
+        text = re.sub(argument, option, text)
     lines = "; ".join(line.strip().rstrip(";") for line in text.splitlines() if line.strip())
     cause, found, rest = lines.rpartition(". ")
     if found:
@@ -100,21 +128,23 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     _add_source_options(command)
 
 
-def _add_source_options(command: argparse.ArgumentParser) -> None:
+def _add_source_options(command: argparse.ArgumentParser, *, channels_needed: bool = False) -> None:
     group = command.add_argument_group("source")
     group.add_argument("--kind", default="auto", help="format; by default recognised by content")
-    group.add_argument("--channels", type=_names, help="preset, or names with commas between them")
-    group.add_argument("--grid", type=_grid, metavar="ROWSxCOLUMNS", help="regrid, e.g. 121x240")
+    names = "preset, or names with commas between them"
+    group.add_argument("--channels", type=_names, required=channels_needed, help=names)
+    group.add_argument("--grid", type=_target, metavar="GRID", help="regrid, e.g. 121x240 or healpix:64")
     group.add_argument("--method", choices=("bilinear", "conservative"), default="bilinear")
     group.add_argument("--member", type=int, help="member of an ensemble")
     group.add_argument("--forecast-lead", type=_hours, metavar="6h", help="lead time of forecasts")
     group.add_argument("--fill", type=_number, action="append", metavar="CHANNEL=VALUE", help="if not there")
     group.add_argument("--derive", type=_pair, action="append", metavar="q=relative_humidity")
+    group.add_argument("--hdf5", metavar="DATA.JSON", help="makani's metadata of yearly HDF5 files")
     group.add_argument("--era5t", action="store_true", help="of ARCO-ERA5, the provisional months as well")
     group.add_argument(
         "--signed", action="store_true", help="sign requests with the environment's credentials"
     )
-    group.add_argument("--endpoint", metavar="URL", help="server of an s3:// or gs:// address")
+    group.add_argument("--endpoint", metavar="URL", help="server of an s3:// or gs:// address, or a mirror")
     group.add_argument("--cache", metavar="FOLDER", help="keep what was fetched")
 
 
@@ -135,7 +165,7 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
         "--keep-implausible", action="store_true", help="store values outside plausible ranges"
     )
     group.add_argument("--band-rows", type=int, help="latitude rows in an inner chunk")
-    group.add_argument("--codec", choices=("lz4", "lz4hc", "none"), default="lz4")
+    group.add_argument("--codec", choices=("lz4hc", "lz4", "none"), default="lz4hc")
     group.add_argument("--round", type=float, metavar="F", help="allow errors of F x std of the 6 h residual")
     group.add_argument("--round-statistics", metavar="STORE", help="where that std is taken from")
     group.add_argument("--workers", type=int, default=2, help="threads")
@@ -166,6 +196,18 @@ def _grid(text: str) -> Grid:
         return Grid.regular(rows, columns, poles=rows % 2 == 1)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxCOLUMNS, as in 721x1440 ({error})") from None
+
+
+def _target(text: str) -> AnyGrid:
+    kind, _, nside = text.lower().partition(":")
+    if kind != "healpix":
+        return _grid(text)
+    try:
+        return Healpix(int(nside))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not healpix:NSIDE, as in healpix:64 ({error})"
+        ) from None
 
 
 def _hours(text: str) -> int:
@@ -298,10 +340,9 @@ def _fill_bench(command: argparse.ArgumentParser) -> None:
 def _fill_fetch_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", metavar="OUT", help="NetCDF file to write")
     command.add_argument("--time", required=True, help="init time, e.g. 2026-01-01T00")
-    command.add_argument("--channels", type=_names, required=True, help="preset, or names with commas")
-    command.add_argument("--source", choices=("ifs-open", "gfs"), default="ifs-open")
-    command.add_argument("--grid", type=_grid, metavar="ROWSxCOLUMNS", help="regrid")
-    command.add_argument("--cache", metavar="FOLDER", help="keep what was fetched")
+    sources = "ifs-open, gfs, or as SOURCE of other commands"
+    command.add_argument("--source", default="ifs-open", metavar="SOURCE", help=sources)
+    _add_source_options(command, channels_needed=True)
 
 
 _COMMANDS: dict[str, tuple[Callable[[Arguments], int], Callable[[argparse.ArgumentParser], None], str]] = {

@@ -16,7 +16,7 @@ from wx_data._convert import merging
 from wx_data._errors import StoreError
 from wx_data._progress import Progress
 from wx_data._shards import ShardCodec
-from wx_data._store import Store, channel_table
+from wx_data._store import Store, field_attributes
 from wx_data._times import Hours, TimeLike, from_hours, period_hours, show
 from wx_data._zarr3 import SmallArray, read_group, sharded_metadata, write_atomic, write_json
 
@@ -59,7 +59,8 @@ def climatology(
         progress: show a progress bar.
 
     Returns:
-        (dayofyear, hour, channel, latitude, longitude), lazy: the array `climatology` of the store.
+        (dayofyear, hour, channel, latitude, longitude), on `Healpix` (..., cell), lazy: the array
+        `climatology` of the store.
 
     Raises:
         ValueError: an even window, or a day and hour without any data within the window.
@@ -192,7 +193,7 @@ def _weights(day: int, before: int, own: int, kernel: Floats) -> Floats:
 def _block_rows(store: Store, plan: _Plan, memory_bytes: int) -> int:
     """Rows computed at a time: whole bands, as many as the memory holds."""
     sums = max(len(groups) for groups in plan.steps) + _DAYS
-    per_row = 8 * sums * len(store.channels) * store.grid.shape[1] * (2 if store.channels_with_nan else 1)
+    per_row = 8 * sums * len(store.channels) * store.codec.columns * (2 if store.channels_with_nan else 1)
     band = store.codec.band
     bands = memory_bytes // (per_row * band)
     if bands < 1:
@@ -217,13 +218,14 @@ def _write(
         shutil.rmtree(folder, ignore_errors=True)
         write_json(note, identity)
     folder.mkdir(exist_ok=True)
-    codec, rows = _codec(store, block), store.grid.shape[0]
+    codec, rows = _codec(store, block), store.codec.rows
+    tail = ".0" * (len(codec.dims) - 1)
     starts = range(0, rows, block)
     reads = sum(len(group) for groups in plan.steps for group in groups) * len(starts)
     with Progress(_NAME, reads, enabled=progress) as shown:
         for number, start in enumerate(starts):
             for place in range(len(plan.hours)):
-                path = folder / f"c.0.{place}.0.{number}.0"
+                path = folder / f"c.0.{place}.0.{number}{tail}"
                 if not path.exists():
                     mean = _means(store, plan, place, (start, min(rows, start + block)), pool, shown)
                     write_atomic(path, codec.encode(_padded(mean, block)))
@@ -241,7 +243,7 @@ def _means(
 ) -> NDArray[np.float32]:
     """(366, C, rows, W) of one hour of the day."""
     groups, weights = plan.steps[place], plan.weights[place]
-    shape = (len(store.channels), rows[1] - rows[0], store.grid.shape[1])
+    shape = (len(store.channels), rows[1] - rows[0], store.codec.columns)
     gaps = bool(store.channels_with_nan)
     sums = np.zeros((len(groups), *shape))
     present = np.zeros((len(groups), *shape) if gaps else 0)
@@ -275,10 +277,10 @@ def _padded(mean: NDArray[np.float32], block: int) -> NDArray[np.float32]:
 
 def _publish(store: Store, plan: _Plan, codec: ShardCodec, folder: Path, identity: Mapping[str, Any]) -> None:
     """Move the finished files into the Zarr group; its zarr.json, which names the array, comes last."""
-    attributes = {"channels": channel_table(store.channels), "wx_climatology": dict(identity)}
+    attributes = {**field_attributes(store.grid, store.channels), "wx_climatology": dict(identity)}
     leading = {"dayofyear": (_DAYS, _DAYS), "hour": (len(plan.hours), 1)}
     metadata = sharded_metadata(codec, leading, attributes)
-    metadata["shape"][3] = store.grid.shape[0]
+    metadata["shape"][3] = store.codec.rows
     days = SmallArray(np.arange(1, _DAYS + 1), ("dayofyear",), {"long_name": "day of the year"})
     hours = SmallArray(np.array(plan.hours), ("hour",), {"long_name": "hour of the day, UTC"})
     group = read_group(store.path)

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
 from wx_data._bench import bench
 from wx_data._channels import PRESETS, channel
 from wx_data._climatology import climatology
 from wx_data._convert import ConversionReport, convert
-from wx_data._export import export
-from wx_data._opendata import fetch_initial_state
+from wx_data._errors import StoreError
+from wx_data._export import export, to_netcdf, with_cf
+from wx_data._grid import Grid
+from wx_data._hdf5 import YearlyHdf5
+from wx_data._opendata import ARCHIVES, OpenData, fetch_initial_state
 from wx_data._plan import ConversionPlan, plan
 from wx_data._protocols import Source
 from wx_data._regrid import RegriddedSource
@@ -59,8 +63,8 @@ def run_inspect(arguments: Arguments) -> int:
         "step_hours": int(usual / np.timedelta64(1, "h")),
         "gaps": gaps,
         "grid": list(source.grid.shape),
-        "latitude": [float(latitude[0]), float(latitude[-1])],
-        "longitude": [float(longitude[0]), float(longitude[-1])],
+        "latitude": [float(latitude.max()), float(latitude.min())],
+        "longitude": [float(longitude.min()), float(longitude.max())],
         "statics": sorted(getattr(source, "statics", {})),
         "provenance": getattr(source, "provenance", getattr(source, "attributes", {})),
     }
@@ -69,8 +73,8 @@ def run_inspect(arguments: Arguments) -> int:
         f"times      {len(source.times)}, {show(source.times[0])} to {show(source.times[-1])}, "
         f"step {result['step_hours']} h, {len(gaps)} gaps",
         *(f"           gap {show(a)} to {show(b)}" for a, b in gaps[:10]),
-        f"grid       {source.grid.shape[0]} x {source.grid.shape[1]}, latitude {latitude[0]:g} to "
-        f"{latitude[-1]:g}, longitude {longitude[0]:g} to {longitude[-1]:g}",
+        f"grid       {source.grid}, latitude {latitude.max():g} to "
+        f"{latitude.min():g}, longitude {longitude.min():g} to {longitude.max():g}",
         f"channels   {len(source.channels)}: {', '.join(source.channels)}",
         f"statics    {', '.join(sorted(getattr(source, 'statics', {}))) or 'none'}",
     ]
@@ -92,7 +96,7 @@ def _plan_lines(found: ConversionPlan) -> list[str]:
     return [
         f"steps      {found.steps}, {show(found.first)} to {show(found.last)}; {found.done} done, "
         f"{len(found.holes)} holes",
-        f"fields     {len(found.channels)} channels, {found.grid[0]} x {found.grid[1]}: "
+        f"fields     {len(found.channels)} channels, {' x '.join(map(str, found.grid))}: "
         f"{_bytes(found.decoded_bytes)} decoded",
         f"to read    {remote}",
         f"on disk    {_bytes(found.disk_bytes)}; {_bytes(found.disk_free)} free"
@@ -261,16 +265,45 @@ def run_bench(arguments: Arguments) -> int:
 
 
 def run_fetch_init(arguments: Arguments) -> int:
-    state = fetch_initial_state(
-        arguments.time, arguments.channels, arguments.source, grid=arguments.grid, cache=arguments.cache
-    )
-    unfinished = Path(f"{arguments.out}.part")
+    out = Path(arguments.out)
+    if out.exists():
+        raise StoreError(f"{out} exists; delete it or choose another name")
+    if arguments.source in ARCHIVES:
+        state = _fetch_analysis(arguments)
+        grid = arguments.grid or Grid(state["latitude"].values, state["longitude"].values)
+    else:
+        source = _source(arguments)
+        state, grid = fetch_initial_state(arguments.time, arguments.channels, source), source.grid
     state.attrs = {name: v if isinstance(v, str) else json.dumps(v) for name, v in state.attrs.items()}
-    state.to_dataset(name="state").to_netcdf(unfinished)
-    unfinished.rename(arguments.out)
-    result = {"path": arguments.out, "time": arguments.time, "sizes": dict(state.sizes)}
-    _print(arguments, result, [f"{arguments.out}: {arguments.time}, {state.sizes['channel']} channels"])
+    to_netcdf(with_cf(state.to_dataset(name="state"), grid), out)
+    result = {"path": out, "time": arguments.time, "sizes": dict(state.sizes)}
+    _print(arguments, result, [f"{out}: {arguments.time}, {state.sizes['channel']} channels"])
     return OK
+
+
+def _fetch_analysis(arguments: Arguments) -> xr.DataArray:
+    """From an operational centre, of which there is nothing to choose."""
+    given = {
+        "--kind": arguments.kind != "auto",
+        "--member": arguments.member is not None,
+        "--forecast-lead": arguments.forecast_lead is not None,
+        "--hdf5": arguments.hdf5 is not None,
+        "--era5t": arguments.era5t,
+        "--signed": arguments.signed,
+    }
+    wrong = [option for option, is_given in given.items() if is_given]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} would be ignored: {arguments.source} has one analysis")
+    return fetch_initial_state(
+        arguments.time,
+        arguments.channels,
+        OpenData(arguments.source, root=arguments.endpoint or ""),
+        grid=arguments.grid,
+        method=arguments.method,
+        cache=arguments.cache,
+        fill=dict(arguments.fill or []),
+        derive=dict(arguments.derive or []),
+    )
 
 
 def _source(arguments: Arguments) -> Source:
@@ -293,6 +326,7 @@ def _source(arguments: Arguments) -> Source:
             derive=dict(arguments.derive or []),
             remote=remote if is_url(data) else None,
             era5t=arguments.era5t,
+            hdf5=YearlyHdf5.from_json(arguments.hdf5) if arguments.hdf5 else None,
         )
     if arguments.grid is not None and arguments.grid != source.grid:
         source = RegriddedSource(source, arguments.grid, arguments.method)

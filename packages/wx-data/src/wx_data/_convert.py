@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from wx_data._checks import MissingFill, Policy, check_field, check_units
 from wx_data._errors import SourceError, StoreError
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._manifest import Manifest, ManifestLog, Row, read_plan, row, write_provenance
 from wx_data._progress import Progress
 from wx_data._protocols import Source
+from wx_data._regrid import RegriddedSource
 from wx_data._rounding import (
     RoundingReport,
     bytes_saved,
@@ -36,7 +37,7 @@ from wx_data._rounding import (
 from wx_data._shards import Compression, Field
 from wx_data._store import StoreLayout, default_band_rows, shard_key
 from wx_data._times import Hours, LeadLike, TimeLike, from_hours, lead_hours, period_hours, show, to_hours
-from wx_data._zarr3 import write_atomic, write_json
+from wx_data._zarr3 import read_group, write_atomic, write_json
 
 _BLOCK_BYTES = 64 << 20
 _FLUSH_SECONDS = 1.0
@@ -80,12 +81,13 @@ def convert(
     period: tuple[TimeLike, TimeLike] | None = None,
     step: LeadLike | None = None,
     times: Any = None,
+    grid: AnyGrid | None = None,
     statics: Mapping[str, NDArray[Any]] | None = None,
     missing: Literal["error", "drop"] = "error",
     nan: Policy | None = None,
     implausible: Literal["error", "keep"] = "error",
     band_rows: int | None = None,
-    codec: Compression = "lz4",
+    codec: Compression = "lz4hc",
     rounding: Mapping[str, float] | None = None,
     part: tuple[int, int] = (0, 1),
     workers: int = 2,
@@ -107,15 +109,18 @@ def convert(
         period: first and last time, both inclusive; a date as the end means its whole day.
         step: expected time step; by default the source's most frequent one.
         times: exact times instead of `period` and `step`.
-        statics: name -> (H, W); `source.statics` by default, where it has them.
+        grid: of the store, bilinear from the source's, which it is by default; give a `RegriddedSource` for
+            conservative means. On `Healpix` the store's array is (time, channel, cell).
+        statics: name -> (H, W) or (cell,) on that grid; `source.statics` by default, where it has them.
         missing: times that the source lacks are an "error", or "drop"ped and listed as holes.
         nan: channel -> what replaces missing values: a constant, "mean" (area-weighted, of the field),
             "nearest" (the nearest point that has one), or "keep". Any other NaN is an error.
         implausible: values outside the lexicon's range and constant fields are an "error", or "keep".
-        band_rows: latitude rows per inner chunk; by default 16 bands of 1 to 4 MiB on a medium grid.
-        codec: "lz4" (blosc with byte shuffle: about half of the bytes), "lz4hc" (another 15 % less and
-            read faster, but packed at some 60 MB/s and thread), or "none", which a fast disk reads
-            sooner.
+        band_rows: latitude rows, or `Healpix` cells, per inner chunk; by default 16 bands of 1 to 4 MiB on a
+            medium grid, and on `Healpix` whole base pixels or halves, quarters, ... of them.
+        codec: "lz4hc" (blosc with byte shuffle: less than half of the bytes; packed once at some 60 MB/s and
+            thread, read a quarter faster than "lz4"), "lz4" (packed ten times faster), or "none", which a
+            fast disk reads sooner. `plan` says what limits the conversion.
         rounding: channel -> largest absolute error, in its units, that its values may get so that they
             compress better; see `rounding_bounds`. Every other channel is stored exactly.
         part: (i, n): do part i = 0..n-1 of n. The file system must support `flock` between the nodes.
@@ -134,6 +139,7 @@ def convert(
         period=period,
         step=step,
         times=times,
+        grid=grid,
         statics=statics,
         missing=missing,
         nan=nan,
@@ -168,6 +174,7 @@ def make_job(
     period: tuple[TimeLike, TimeLike] | None,
     step: LeadLike | None,
     times: Any,
+    grid: AnyGrid | None,
     statics: Mapping[str, NDArray[Any]] | None,
     missing: Literal["error", "drop"],
     nan: Policy | None,
@@ -180,12 +187,17 @@ def make_job(
     """The work that the arguments of `convert` describe, and the times that the source lacks."""
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"part must be (i, n) with 0 <= i < n; got {part}")
+    if grid is not None and grid != source.grid:
+        source = RegriddedSource(source, grid)
     names = tuple(channels if channels is not None else source.channels)
-    if not isinstance(source.grid, Grid):
-        raise SourceError(f"a training store needs rows of latitude; the source lies on {source.grid}")
     hours, holes = _select_hours(source.times, period, step, times, missing)
     bounds = _check_bounds(rounding or {}, names)
     given = statics if statics is not None else getattr(source, "statics", {})
+    for name, field in given.items():
+        if np.shape(field) != source.grid.shape:
+            raise ValueError(
+                f"static field {name!r} has shape {np.shape(field)}, the store's grid {source.grid.shape}"
+            )
     layout = StoreLayout(
         hours=hours,
         channels=names,
@@ -251,6 +263,9 @@ class Job:
                 write_json(folder / "plan.json", plan)
             elif not resume:
                 raise StoreError(f"{self.root} exists; delete it, or pass resume=True to go on with it")
+            elif found != plan and self._is_untouched():
+                self._clear()
+                write_json(folder / "plan.json", plan)
             else:
                 _same_plan(self.root, found, plan)
             if not (self.root / "zarr.json").exists():
@@ -258,6 +273,24 @@ class Job:
             # What a killed process left unfinished; nobody else writes here while this one merges.
             for left in (*self.root.glob(".*.part"), *self.root.glob("*/.*.part")):
                 left.unlink()
+
+    def _is_untouched(self) -> bool:
+        """Whether no step was written nor another process is at work: the source was refused at once."""
+        if len(self.log.read()) or any((self.root / "data").glob("c.*")):
+            return False
+        for other in (self.root / "_wx" / "claims").iterdir():
+            with open(other, "r+") as claim:
+                if other.name != _range_name(self.steps) and not _try_lock(claim):
+                    return False
+        return True
+
+    def _clear(self) -> None:
+        """Remove the metadata, the group's first: without it they are written anew."""
+        if (self.root / "zarr.json").exists():
+            members = read_group(self.root)["consolidated_metadata"]["metadata"]
+            (self.root / "zarr.json").unlink()
+            for name in members:
+                shutil.rmtree(self.root / name, ignore_errors=True)
 
     def run(self, done: set[int], workers: int, shown: Progress) -> int:
         """Convert what is not done; steps written."""
@@ -292,10 +325,10 @@ class Job:
             ]
 
     def read(self, hours: Hours) -> tuple[Field, list[str | None]]:
-        """Fields (T, C, H, W) of the source, and the version of its data per step where it says so."""
+        """Fields (T, C, H, W), or (T, C, cell), and per step the version of the data, where it is known."""
         names = self.layout.channels
         array = self.source.read(from_hours(hours), names)
-        array = array.transpose("time", "channel", "latitude", "longitude")
+        array = array.transpose("time", "channel", *self.layout.grid.dims)
         expected = (len(hours), len(names), *self.layout.grid.shape)
         if array.shape != expected:
             raise SourceError(f"source.read returned shape {array.shape}, expected {expected}")
@@ -312,15 +345,16 @@ class Job:
         names = self.layout.channels
         exact = self._fill(field)
         field = round_field(exact, names, self.rounding)
-        data = self.layout.codec.encode(field[None])
+        codec = self.layout.codec
+        data = codec.encode(field.reshape(1, codec.channels, codec.rows, codec.columns))
         origin = str(getattr(self.source, "provenance", {}).get("source", ""))
-        entry = row(step, int(self.layout.hours[step]), shard_key(step), data, field, origin)
+        entry = row(step, int(self.layout.hours[step]), shard_key(step, codec), data, field, origin)
         entry["expver"] = expver
         check_field(field, entry, self.layout, self.nan, self.implausible)
         if self.rounding:
             entry["rounding_error"] = largest_errors(exact, field)
             if step % _SAMPLE_EVERY == 0 and self.layout.compression != "none":
-                entry["rounding_saved"] = bytes_saved(exact, field)
+                entry["rounding_saved"] = bytes_saved(exact, field, self.layout.compression)
         return data, entry
 
     def _write(self, step: int, field: Field, expver: str | None) -> Row:
@@ -365,7 +399,7 @@ class Job:
         plan = {
             "times": f"{len(layout.hours)} steps, sha256 {_digest(layout.hours)}",
             "channels": list(layout.channels),
-            "grid": f"{layout.grid.shape[0]} x {layout.grid.shape[1]}, {layout.grid.digest}",
+            "grid": f"{layout.grid}, {layout.grid.digest}",
             "band_rows": layout.band_rows,
             "codec": layout.compression,
             "statics": {name: _digest(field) for name, field in layout.statics.items()},

@@ -1,7 +1,8 @@
 """Part of a training store as a plain CF data set: one variable per field, levels as a dimension."""
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +11,22 @@ import xarray as xr
 
 from wx_data._channels import Channel, channel
 from wx_data._errors import StoreError
+from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._progress import Progress
-from wx_data._store import Store
+from wx_data._store import Store, grid_arrays
 from wx_data._times import TimeLike, period_hours
 
 _BLOCK_BYTES = 256 << 20
 _NETCDF_BYTES = 4 << 30
+_PRESSURE = {
+    "standard_name": "air_pressure",
+    "long_name": "pressure",
+    "units": "hPa",
+    "positive": "down",
+    "axis": "Z",
+}
+_TIME = {"units": "hours since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
 
 
 def export(
@@ -30,7 +41,9 @@ def export(
     """Write channels and times of a store under their ECMWF names, as WeatherBench 2 lays them out.
 
     A field on pressure levels becomes (time, level, latitude, longitude), any other (time, latitude,
-    longitude), with CF attributes. `open_source` reads the result.
+    longitude), with CF attributes. Where variables lie on different levels, the levels most of them share are
+    `level`, and others a dimension of their own, such as `level_vertical_velocity`. `open_source` reads the
+    result.
 
     Args:
         store: the training store.
@@ -45,12 +58,17 @@ def export(
         `out`.
 
     Raises:
-        StoreError: `out` exists, or a NetCDF file would pass 4 GiB.
-        ValueError: no step in the period, or channels of one variable on different levels.
+        StoreError: `out` exists, the store lies on `Healpix`, or a NetCDF file would pass 4 GiB.
+        ValueError: no step in the period.
     """
     path = Path(out)
     if path.exists():
         raise StoreError(f"{path} exists; delete it or choose another name")
+    if not isinstance(store.grid, Grid):
+        raise StoreError(
+            f"{store.path} lies on a {store.grid}; export writes latitudes and longitudes. Plain "
+            "xr.open_zarr reads the store as it is"
+        )
     names = store.channels if channels is None else tuple(channels)
     store.channel_index(names)
     first, last = period_hours(period, store.hours)
@@ -65,7 +83,7 @@ def export(
                 raise StoreError(
                     f"{path}: one NetCDF file would hold {gigabytes:.1f} GB; choose a shorter period"
                 )
-            _to_netcdf(_dataset(store, times, names), path)
+            to_netcdf(_dataset(store, times, names), path)
             shown.update(len(times))
         else:
             block = max(1, _BLOCK_BYTES // size)
@@ -80,46 +98,61 @@ def export(
 
 
 def _dataset(store: Store, times: Any, names: Sequence[str]) -> xr.Dataset:
-    array = store.read(times, names)
-    fields = {spec.long_name: _variable(array, specs) for specs in _groups(names) for spec in specs[:1]}
-    dataset = xr.Dataset(
-        {name: field.drop_vars(("units",), errors="ignore") for name, field in fields.items()}
-    )
+    array = store.read(times, names).drop_vars("units")
+    groups = _groups(names)
+    axes = _level_axes(groups)
+    dataset = xr.Dataset({group[0].long_name: _variable(array, group, axes) for group in groups})
     for name, field in store.statics.items():
         spec = channel(name)
-        dataset[spec.long_name] = (("latitude", "longitude"), field, spec.attributes())
-    dataset["latitude"].attrs = {"standard_name": "latitude", "units": "degrees_north"}
-    dataset["longitude"].attrs = {"standard_name": "longitude", "units": "degrees_east"}
-    dataset.attrs = {"Conventions": "CF-1.11", "source": str(store.attributes.get("provenance", {}))}
+        dataset[spec.long_name] = (array.dims[2:], field, spec.attributes())
+    dataset.attrs["source"] = str(store.attributes.get("provenance", {}))
+    return with_cf(dataset, store.grid)
+
+
+def with_cf(dataset: xr.Dataset, grid: AnyGrid) -> xr.Dataset:
+    """Give `dataset` the attributes that CF asks of coordinates."""
+    dataset["time"].attrs = {"standard_name": "time", "axis": "T"}
+    for name, coordinate in grid_arrays(grid).items():
+        dataset.coords[name] = coordinate.dims, coordinate.values, dict(coordinate.attributes)
+    for label in dataset.coords:
+        dataset[label].encoding = {"_FillValue": None}  # a coordinate must not have one
+    dataset.attrs["Conventions"] = "CF-1.11"
     return dataset
 
 
+_Levels = tuple[int | None, ...]
+
+
 def _groups(names: Sequence[str]) -> list[list[Channel]]:
-    """Channels of one variable together, by level; they must share one set of levels."""
+    """Channels of one variable together, by level."""
     found: dict[str, list[Channel]] = {}
     for name in names:
         spec = channel(name)
         found.setdefault(spec.variable, []).append(spec)
-    groups = [sorted(group, key=lambda spec: spec.level or 0) for group in found.values()]
-    levels = {tuple(spec.level for spec in group) for group in groups if group[0].level is not None}
-    if len(levels) > 1:
-        raise ValueError(
-            f"variables on different levels share no dimension: {sorted(levels)}; export them apart"
-        )
-    return groups
+    return [sorted(group, key=lambda spec: spec.level or 0) for group in found.values()]
 
 
-def _variable(array: xr.DataArray, specs: list[Channel]) -> xr.DataArray:
-    field = array.sel(channel=[spec.name for spec in specs])
-    attributes = {key: value for key, value in specs[0].attributes().items() if key != "level_hPa"}
-    if specs[0].level is None:
-        field = field.isel(channel=0, drop=True)
-    else:
-        levels = xr.DataArray(
-            [spec.level for spec in specs], dims="level", attrs={"units": "hPa", "long_name": "pressure"}
-        )
-        field = field.rename(channel="level").drop_vars("level").assign_coords(level=levels)
-    return field.drop_vars("units", errors="ignore").assign_attrs(attributes)
+def _levels(group: list[Channel]) -> _Levels:
+    return tuple(spec.level for spec in group)
+
+
+def _level_axes(groups: list[list[Channel]]) -> dict[_Levels, str]:
+    """The name of the dimension of each set of levels."""
+    upper = [group for group in groups if group[0].level is not None]
+    axes = {_levels(group): f"level_{group[0].long_name}" for group in reversed(upper)}
+    if upper:
+        axes[Counter(map(_levels, upper)).most_common(1)[0][0]] = "level"
+    return axes
+
+
+def _variable(array: xr.DataArray, group: list[Channel], axes: Mapping[_Levels, str]) -> xr.DataArray:
+    field = array.sel(channel=[spec.name for spec in group])
+    attributes = {key: value for key, value in group[0].attributes().items() if key != "level_hPa"}
+    axis = axes.get(_levels(group))
+    if axis is None:
+        return field.isel(channel=0, drop=True).assign_attrs(attributes)
+    levels = xr.DataArray(list(_levels(group)), dims=axis, attrs=_PRESSURE)
+    return field.rename(channel=axis).drop_vars(axis).assign_coords({axis: levels}).assign_attrs(attributes)
 
 
 def _append(dataset: xr.Dataset, path: Path, *, first: bool, times: Any) -> None:
@@ -132,21 +165,21 @@ def _append(dataset: xr.Dataset, path: Path, *, first: bool, times: Any) -> None
         name: {"chunks": tuple(1 if dim == "time" else dataset.sizes[dim] for dim in field.dims)}
         for name, field in dataset.data_vars.items()
     }
-    encoding["time"] = {
-        "chunks": (len(times),),
-        "units": "hours since 1970-01-01",
-        "calendar": "proleptic_gregorian",
-        "dtype": "int64",
-    }
+    encoding["time"] = {"chunks": (len(times),), **_TIME}
     dataset.to_zarr(path, mode="w-", zarr_format=2, consolidated=True, encoding=encoding)
 
 
-def _to_netcdf(dataset: xr.Dataset, path: Path) -> None:
+def to_netcdf(dataset: xr.Dataset, path: Path) -> None:
+    """Write one NetCDF file, whole or not at all.
+
+    Raises:
+        ImportError: no backend is installed.
+    """
     unfinished = path.with_name(f".{path.name}.part")
     try:
-        dataset.to_netcdf(
-            unfinished, encoding={"time": {"units": "hours since 1970-01-01", "dtype": "int64"}}
-        )
+        dataset.to_netcdf(unfinished, encoding={"time": _TIME})
     except (ImportError, ValueError) as error:
+        if isinstance(error, ValueError) and "backend" not in str(error):
+            raise
         raise ImportError(f"{path}: writing NetCDF needs a backend; pip install 'wx-data[netcdf]'") from error
     unfinished.rename(path)

@@ -58,7 +58,7 @@ class Fields:
         cache_bytes: memory for decoded steps.
 
     Attributes:
-        shape: (c, rows, lon) of a state.
+        shape: (c, rows, lon), or (c, cell), of a state.
         gappy: positions of the channels in which values are missing.
 
     Raises:
@@ -81,10 +81,11 @@ class Fields:
         self._store, self._rows = store, rows
         pick = store.channel_index(channels)
         self._pick = None if pick is None else pick.tolist()
-        self.shape = (len(channels), rows[1] - rows[0], store.grid.shape[1])
+        self.shape = (len(channels), rows[1] - rows[0], *store.grid.shape[1:])
         self.gappy = tuple(i for i, name in enumerate(channels) if name in store.channels_with_nan)
         self._scale = None if normalise is None else _scale(normalise, store, channels)
-        self._fill = _fill_values(channels, self._scale, fill or {})
+        values = _fill_values(channels, self._scale, fill or {})
+        self._fill = values.reshape(-1, *[1] * len(store.grid.shape))
         self.room = cache_bytes // (4 * int(np.prod(self.shape)))
         self._buffers = Buffers()
         self._held: OrderedDict[int, Future[Field]] = OrderedDict()
@@ -104,7 +105,7 @@ class Fields:
         for place in self.gappy if step != ABSENT else ():
             missing = np.isnan(out[place])
             np.logical_not(missing, out=mask[place])
-            out[place][missing] = self._fill[place, 0, 0]
+            out[place][missing] = self._fill[place].item()
 
     def _cached(self, step: int) -> Field:
         """The state of a step; a thread that wants what another one is reading waits for it."""
@@ -144,11 +145,11 @@ def _scale(normalise: Statistics, store: Store, channels: Sequence[str]) -> Scal
 
 
 def _fill_values(channels: Sequence[str], scale: Scale | None, fill: Fill) -> Field:
-    """(c, 1, 1) what a missing value becomes after scaling; NaN where it is kept."""
+    """(c,) what a missing value becomes after scaling; NaN where it is kept."""
     unknown = [name for name in fill if name not in channels]
     if unknown:
         raise ValueError(f"fill names {', '.join(unknown)}; the channels are {', '.join(channels)}")
-    values = np.full((len(channels), 1, 1), np.nan, dtype=np.float32)
+    values = np.full(len(channels), np.nan, dtype=np.float32)
     for place, name in enumerate(channels):
         rule = fill.get(name, "keep" if scale is None else "mean")
         if rule == "mean" and scale is None:
@@ -156,6 +157,7 @@ def _fill_values(channels: Sequence[str], scale: Scale | None, fill: Fill) -> Fi
         if rule == "mean":
             values[place] = 0
         elif rule != "keep":
-            offset, factor = (0.0, 1.0) if scale is None else (scale.offset[place], scale.factor[place])
+            one = (0.0, 1.0) if scale is None else (scale.offset[place, 0, 0], scale.factor[place, 0, 0])
+            offset, factor = one
             values[place] = (float(rule) - offset) * factor
     return values

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._sun import cos_zenith, incident_radiation
 from wx_data._times import LeadLike, lead_hours
 
@@ -41,9 +42,9 @@ class Forcings:
     - `land_sea_mask`: as stored, 0 to 1.
 
     Args:
-        grid: latitude rows and longitude columns.
+        grid: latitude rows and longitude columns, or `Healpix` cells.
         names: which forcings, in order.
-        statics: `z_surface` and `lsm` fields (H, W), where orography or the land mask is asked for.
+        statics: `z_surface` and `lsm` fields on that grid, where orography or the land mask is asked for.
         interval: over which radiation is integrated, at most a day; ERA5's own has 1 h.
 
     Attributes:
@@ -56,7 +57,7 @@ class Forcings:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: AnyGrid,
         names: Sequence[str],
         statics: Mapping[str, NDArray[Any]] | None = None,
         *,
@@ -70,31 +71,34 @@ class Forcings:
         if not 1 <= lead_hours(interval) <= 24:
             raise ValueError(f"interval must be 1 to 24 h; got {interval!r}")
         constant = {n: _static(n, grid, statics or {}) for n in names if n in _STATIC_SOURCE}
+        latitude, longitude = np.deg2rad(grid.latitude), np.deg2rad(grid.longitude)
+        longitude = longitude[None] if isinstance(grid, Grid) else longitude[:, None]
         if "latlon" in names:
-            constant["latlon"] = _latlon(grid)
+            constant["latlon"] = _latlon(latitude[:, None], longitude)
         self._geometry = _Geometry(
-            latitude=np.deg2rad(grid.latitude),
-            longitude=np.deg2rad(grid.longitude),
+            latitude=latitude,
+            longitude=longitude,
             interval=np.timedelta64(lead_hours(interval), "h"),
             constant=constant,
+            dims=len(grid.dims),
         )
 
     def at(self, valid_time: NDArray[np.datetime64], /) -> torch.Tensor:
-        """float32 (N, A, H, W) at (N,) times."""
+        """float32 (N, A, H, W), on `Healpix` (N, A, cell), at (N,) times."""
         times = np.asarray(valid_time, dtype="datetime64[ns]")
         if times.ndim != 1:
             raise ValueError(f"valid_time must be one-dimensional; got shape {times.shape}")
         geometry = self._geometry
-        shape = (len(times), len(self.channels), geometry.latitude.size, geometry.longitude.size)
+        shape = (len(times), len(self.channels), geometry.latitude.size, geometry.longitude.shape[1])
         out, place = np.empty(shape, dtype=np.float32), 0
         for name in self.names:
             count = len(_FIELDS[name])
             out[:, place : place + count] = geometry.field(name, times)
             place += count
-        return torch.from_numpy(out)
+        return torch.from_numpy(out.reshape(shape[: 2 + geometry.dims]))
 
     def crop(self, start: int, stop: int) -> "Forcings":
-        """The same forcings on rows [start, stop) only."""
+        """The same forcings on rows, or cells, [start, stop) only."""
         cropped = object.__new__(Forcings)
         cropped.names, cropped.channels = self.names, self.channels
         cropped._geometry = self._geometry.crop(start, stop)
@@ -103,10 +107,11 @@ class Forcings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Geometry:
-    latitude: Floats  # radians
-    longitude: Floats
+    latitude: Floats  # (H,) radians
+    longitude: Floats  # (1, W); of cells, which are rows of one column, (H, 1)
     interval: np.timedelta64
     constant: Mapping[str, Floats]  # (fields, H, W)
+    dims: int
 
     def field(self, name: str, times: NDArray[np.datetime64]) -> NDArray[np.floating[Any]]:
         """(N or 1, fields, H or 1, W or 1), to be broadcast."""
@@ -125,7 +130,8 @@ class _Geometry:
 
     def crop(self, start: int, stop: int) -> "_Geometry":
         constant = {name: fields[:, start:stop] for name, fields in self.constant.items()}
-        return replace(self, latitude=self.latitude[start:stop], constant=constant)
+        longitude = self.longitude if len(self.longitude) == 1 else self.longitude[start:stop]
+        return replace(self, latitude=self.latitude[start:stop], longitude=longitude, constant=constant)
 
 
 def _year_fraction(times: NDArray[np.datetime64]) -> Floats:
@@ -135,22 +141,21 @@ def _year_fraction(times: NDArray[np.datetime64]) -> Floats:
     return fraction
 
 
-def _latlon(grid: Grid) -> Floats:
-    latitude, longitude = np.deg2rad(grid.latitude)[:, None], np.deg2rad(grid.longitude)[None]
-    rows, columns = np.zeros((grid.shape[0], 1)), np.zeros((1, grid.shape[1]))
-    fields = (np.sin(latitude) + columns, np.cos(latitude) + columns, rows + np.sin(longitude))
-    return np.stack((*fields, rows + np.cos(longitude)))
+def _latlon(latitude: Floats, longitude: Floats) -> Floats:
+    fields = (np.sin(latitude), np.cos(latitude), np.sin(longitude), np.cos(longitude))
+    return np.stack(np.broadcast_arrays(*fields))
 
 
-def _static(name: str, grid: Grid, statics: Mapping[str, NDArray[Any]]) -> Floats:
+def _static(name: str, grid: AnyGrid, statics: Mapping[str, NDArray[Any]]) -> Floats:
     key = _STATIC_SOURCE[name]
     if key not in statics:
         raise ValueError(f"forcing {name!r} needs the static field {key!r}; statics has {sorted(statics)}")
     field = np.asarray(statics[key], dtype=np.float64)
     if field.shape != grid.shape or not np.isfinite(field).all():
         raise ValueError(f"static field {key!r} must be finite and of shape {grid.shape}; got {field.shape}")
+    field = field.reshape(grid.plane)
     if name == "orography":
-        weights = grid.area_weights()[:, None] / grid.shape[1]
+        weights = grid.area_weights()[:, None] / grid.plane[1]
         field = field - (field * weights).sum()
         spread = float(np.sqrt((field**2 * weights).sum()))
         field = field / spread if spread > 0 else field

@@ -1,6 +1,8 @@
 """What lies behind a path or URL: its format, told by its content, and the datasets in it."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +100,8 @@ def _open_path(path: Path, access: Access) -> Opened:
 def _open_zarr(data: Any, access: Access) -> Opened:
     from wx_data._zarr_store import open_zarr  # imports zarr, which takes a while
 
-    found = open_zarr(data, access.remote, access.missing_chunks, careful=access.era5t)
+    with _real_dates(str(data)):
+        found = open_zarr(data, access.remote, access.missing_chunks, careful=access.era5t)
     _check_kind(access.kind, found.dataset, found.name)
     opened = Opened([found.dataset], found.name, is_zarr=True)
     if found.remote is not None:
@@ -161,11 +164,41 @@ def _kind(path: Path) -> str:
 
 def _open_netcdf(path: Path) -> list[xr.Dataset]:
     try:
-        return [xr.open_dataset(path, decode_timedelta=True)]
+        with _real_dates(path.name):
+            return [xr.open_dataset(path, decode_timedelta=True)]
+    except SourceError:
+        raise
     except (ImportError, ValueError) as error:
         if isinstance(error, ValueError) and "backends" not in str(error):
             raise SourceError(f"{path.name}: {error}") from error
         raise ImportError(f"{path}: reading NetCDF needs a backend; pip install 'wx-data[netcdf]'") from error
+
+
+@contextmanager
+def _real_dates(origin: str) -> Iterator[None]:
+    """Say what to do about a calendar that xarray refuses to decode."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.search(r"calendar '(\w+)'", str(error))
+        if isinstance(error, SourceError) or found is None:
+            raise
+        refuse_calendar(found[1], origin, error)
+        raise
+
+
+def refuse_calendar(calendar: str, origin: str, cause: Exception | None = None) -> None:
+    """Refuse the calendar of a climate model, whose dates are not those of the world.
+
+    Raises:
+        SourceError: any calendar but the standard one.
+    """
+    if calendar not in ("", "standard", "gregorian", "proleptic_gregorian"):
+        raise SourceError(
+            f"{origin}: the times have the calendar {calendar!r}, the standard one is expected. Install "
+            "cftime, and pass xr.open_dataset(...).convert_calendar('standard', align_on='date') to "
+            "open_source: dates that one of the two calendars lacks are then absent"
+        ) from cause
 
 
 def _open_grib(path: Path) -> list[xr.Dataset]:

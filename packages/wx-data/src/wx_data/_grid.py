@@ -52,6 +52,19 @@ class Grid:
         return self.latitude.size, self.longitude.size
 
     @property
+    def plane(self) -> tuple[int, int]:
+        """(rows, columns) of a field as it is cut into inner chunks and summed: `shape`."""
+        return self.shape
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dimensions of a field."""
+        return "latitude", "longitude"
+
+    def __str__(self) -> str:
+        return f"{self.shape[0]} x {self.shape[1]}"
+
+    @property
     def is_periodic(self) -> bool:
         """Whether the columns go round the globe without a gap wider than their spacing."""
         if self.longitude.size == 1:
@@ -186,19 +199,40 @@ def regrid(values: NDArray[Any], source: Grid, target: Grid, *, wind: bool = Fal
     return without_missing(field, lambda part: _blend(part, rows, columns))
 
 
-def interpolate_points(
-    values: NDArray[Any], source: Grid, latitude: Floats, longitude: Floats, *, wind: bool = False
-) -> NDArray[np.float32]:
-    """Bilinear interpolation of (..., H, W) to N points, giving (..., N); as `regrid` otherwise.
+class Points:
+    """Bilinear interpolation from a grid to N points as `regrid` does it; their neighbours are found once.
 
     Args:
+        source: the grid.
         latitude: (N,) degrees.
         longitude: (N,) degrees in 0..<360.
+
+    Raises:
+        ValueError: a point lies outside a limited area.
     """
-    field, rows_at, columns_at = _padded(on_grid(values, source), source, wind)
-    rows = _brackets(-rows_at, -latitude, "latitude")
-    columns = _brackets(columns_at, longitude, "longitude")
-    return without_missing(field, lambda part: _blend_points(part, rows, columns))
+
+    def __init__(self, source: Grid, latitude: Floats, longitude: Floats) -> None:
+        self._source = source
+        north, wi = _brackets(-_rows_with_poles(source), -latitude, "latitude")
+        west, wj = _brackets(_columns_around(source), longitude, "longitude")
+        rows, columns = _rows_with_poles(source).size, source.longitude.size
+        south = np.minimum(north + 1, rows - 1)
+        east = west + 1
+        if source.is_periodic:
+            west, east = (west - 1) % columns, west % columns
+        pairs = [(row, column) for row in (north, south) for column in (west, np.minimum(east, columns - 1))]
+        self._neighbours = np.stack([row * columns + column for row, column in pairs])  # (4, N)
+        self._weights = np.stack([a * b for a in (1 - wi, wi) for b in (1 - wj, wj)])
+
+    def __call__(self, values: NDArray[Any], /, *, wind: bool = False) -> NDArray[np.float32]:
+        """(..., N) from (..., H, W); see `regrid`."""
+        field = _with_poles(on_grid(values, self._source), self._source, wind)
+        flat = field.reshape(-1, field.shape[-2] * field.shape[-1])
+        found = np.empty((len(flat), self._weights.shape[1]), dtype=np.float32)
+        for one, out in zip(flat, found, strict=True):
+            near = one[self._neighbours].astype(np.float64)
+            out[:] = without_missing(near, lambda part: np.einsum("kn,kn->n", part, self._weights))
+        return found.reshape(*field.shape[:-2], -1)
 
 
 def on_grid(values: NDArray[Any], grid: Grid) -> NDArray[Any]:
@@ -262,28 +296,45 @@ _Bracket = tuple[NDArray[np.intp], Floats]
 
 def _padded(values: NDArray[Any], source: Grid, wind: bool) -> tuple[Floats, Floats, Floats]:
     """The field with a row at each pole and a column beyond either end, its latitudes and longitudes."""
-    field, latitude = _with_poles(values.astype(np.float64), source, wind)
-    longitude = source.longitude
+    field: Floats = _with_poles(values.astype(np.float64), source, wind)
     if source.is_periodic:
         field = np.concatenate((field[..., -1:], field, field[..., :1]), axis=-1)
-        longitude = np.concatenate((longitude[-1:] - 360.0, longitude, longitude[:1] + 360.0))
-    return field, latitude, longitude
+    return field, _rows_with_poles(source), _columns_around(source)
 
 
-def _with_poles(field: Floats, source: Grid, wind: bool) -> tuple[Floats, Floats]:
-    latitude = source.latitude
+def _columns_around(source: Grid) -> Floats:
+    """The longitudes, on a periodic grid with a column beyond either end."""
+    longitude = source.longitude
+    if not source.is_periodic:
+        return longitude
+    return np.concatenate((longitude[-1:] - 360.0, longitude, longitude[:1] + 360.0))
+
+
+def _lacks_poles(source: Grid) -> tuple[bool, bool]:
+    """Whether a global grid has no row at the north pole, and none at the south pole."""
     if not source.is_global:
-        return field, latitude
-    if latitude[0] < 90.0:
-        latitude = np.concatenate(([90.0], latitude))
-        field = np.concatenate((_pole(field[..., :1, :], wind), field), axis=-2)
-    if latitude[-1] > -90.0:
-        latitude = np.concatenate((latitude, [-90.0]))
-        field = np.concatenate((field, _pole(field[..., -1:, :], wind)), axis=-2)
-    return field, latitude
+        return False, False
+    return bool(source.latitude[0] < 90.0), bool(source.latitude[-1] > -90.0)
 
 
-def _pole(row: Floats, wind: bool) -> Floats:
+def _rows_with_poles(source: Grid) -> Floats:
+    """The latitudes, on a global grid with the poles."""
+    north, south = _lacks_poles(source)
+    return np.concatenate(([90.0] * north, source.latitude, [-90.0] * south))
+
+
+def _with_poles(field: NDArray[Any], source: Grid, wind: bool) -> NDArray[Any]:
+    north, south = _lacks_poles(source)
+    parts = [field]
+    if north:
+        parts.insert(0, _pole(field[..., :1, :], wind))
+    if south:
+        parts.append(_pole(field[..., -1:, :], wind))
+    return np.concatenate(parts, axis=-2) if len(parts) > 1 else field
+
+
+def _pole(row: NDArray[Any], wind: bool) -> Floats:
+    row = row.astype(np.float64)
     if wind:
         return row
     # A NaN in the row (sea surface temperature over land) leaves the pole NaN: it has no honest value.
@@ -312,15 +363,4 @@ def _blend(field: Floats, rows: _Bracket, columns: _Bracket) -> Floats:
     right = np.minimum(j + 1, field.shape[-1] - 1)
     by_row = field[..., i, :] * (1 - wi)[:, None] + field[..., below, :] * wi[:, None]
     blended: Floats = by_row[..., j] * (1 - wj) + by_row[..., right] * wj
-    return blended
-
-
-def _blend_points(field: Floats, rows: _Bracket, columns: _Bracket) -> Floats:
-    i, wi = rows
-    j, wj = columns
-    below = np.minimum(i + 1, field.shape[-2] - 1)
-    right = np.minimum(j + 1, field.shape[-1] - 1)
-    upper = field[..., i, j] * (1 - wj) + field[..., i, right] * wj
-    lower = field[..., below, j] * (1 - wj) + field[..., below, right] * wj
-    blended: Floats = upper * (1 - wi) + lower * wi
     return blended

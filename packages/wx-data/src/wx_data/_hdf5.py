@@ -18,14 +18,17 @@ from wx_data._errors import SourceError
 from wx_data._times import Hours, LeadLike, from_hours, lead_hours, show, to_hours
 
 _YEAR = re.compile(r"(\d{4})\.(h5|hdf5)")
+_SAID = ("timestamp", "channel", "lat", "lon", "valid_data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class YearlyHdf5:
-    """What yearly HDF5 files leave unsaid; what a file does say (datasets channel, timestamp, lat, lon) wins.
+    """What yearly HDF5 files leave unsaid; what a file does say (channel, timestamp, lat, lon) wins.
 
     The fields are (time, channel, latitude, longitude) and carry no units: the channels' units in the lexicon
-    are taken for granted, and the plausible ranges are checked at conversion.
+    are taken for granted, and the plausible ranges are checked at conversion. Where makani's `valid_data`
+    (time, channel) is 0, the converter found nothing: the field reads as missing, and a time without any
+    valid field is not offered.
 
     Attributes:
         channels: names in the order of the file.
@@ -79,7 +82,8 @@ def open_yearly(path: Path, layout: YearlyHdf5) -> xr.Dataset:
     """All files as one lazy dataset (time, channel, latitude, longitude).
 
     Raises:
-        SourceError: files of different shape, a length that does not fit the year, or repeated times.
+        SourceError: files of different shape, a length that does not fit the year, repeated times, or no
+            valid field at all.
         ImportError: h5py is not installed.
     """
     files = yearly_files(path)
@@ -90,9 +94,10 @@ def open_yearly(path: Path, layout: YearlyHdf5) -> xr.Dataset:
     for head in heads[1:]:
         _same_layout(first, head)
     hours = np.concatenate([head.hours for head in heads])
-    array = _FilesArray(files, layout.dataset, [head.hours.size for head in heads], first.shape)
+    valid = np.concatenate([head.valid for head in heads])
+    array = _FilesArray(files, layout.dataset, [head.hours.size for head in heads], first.shape, valid)
     units = [spec.units for spec in lexicon(first.channels)]
-    return xr.Dataset(
+    dataset = xr.Dataset(
         {
             layout.dataset: (
                 ("time", "channel", "latitude", "longitude"),
@@ -107,6 +112,10 @@ def open_yearly(path: Path, layout: YearlyHdf5) -> xr.Dataset:
             "units": ("channel", units),
         },
     )
+    there = np.flatnonzero(valid.any(axis=1))
+    if not there.size:
+        raise SourceError(f"{path}: valid_data is 0 for every time and channel")
+    return dataset if there.size == len(valid) else dataset.isel(time=there)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class _Head:
     channels: tuple[str, ...]
     latitude: NDArray[np.float64]
     longitude: NDArray[np.float64]
+    valid: NDArray[np.bool_]  # (time, channel)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -132,7 +142,7 @@ def _read_head(path: Path, layout: YearlyHdf5) -> _Head:
             if layout.dataset not in file:
                 raise SourceError(f"{path} has no dataset {layout.dataset!r}; it has {sorted(file)}")
             shape = file[layout.dataset].shape
-            said = {name: file[name][()] for name in ("timestamp", "channel", "lat", "lon") if name in file}
+            said = {name: file[name][()] for name in _SAID if name in file}
     except OSError as error:
         raise SourceError(f"{path} is not readable as HDF5, perhaps truncated: {error}") from error
     if len(shape) != 4:
@@ -151,10 +161,15 @@ def _read_head(path: Path, layout: YearlyHdf5) -> _Head:
         names or tuple(_stated(path, "channels", layout.channels)),
         coordinate("lat", "latitude"),
         coordinate("lon", "longitude"),
+        np.asarray(said.get("valid_data", np.ones(shape[:2]))) != 0,
     )
     if shape[1:] != head.shape:
         raise SourceError(
             f"{path}: {layout.dataset} has {shape[1:]} channels, rows and columns, but {head.shape} are named"
+        )
+    if head.valid.shape != shape[:2]:
+        raise SourceError(
+            f"{path}: valid_data has shape {head.valid.shape}; (time, channel) = {shape[:2]} is expected"
         )
     return head
 
@@ -209,9 +224,14 @@ class _FilesArray(BackendArray):
     """Fields of several files joined along time; a read opens the files it needs, one after another."""
 
     def __init__(
-        self, paths: list[Path], dataset: str, lengths: list[int], shape: tuple[int, int, int]
+        self,
+        paths: list[Path],
+        dataset: str,
+        lengths: list[int],
+        shape: tuple[int, int, int],
+        valid: NDArray[np.bool_],
     ) -> None:
-        self.paths, self.dataset = paths, dataset
+        self.paths, self.dataset, self.valid = paths, dataset, valid
         self.starts = np.concatenate(([0], np.cumsum(lengths)))
         self.shape = (int(self.starts[-1]), *shape)
         self.dtype = np.dtype(np.float32)
@@ -232,6 +252,7 @@ class _FilesArray(BackendArray):
                 data = file[self.dataset]
                 for place in np.flatnonzero(files == number):
                     _read_step(data, int(steps[place] - self.starts[number]), names, out[place])
+        out[~self.valid[steps][:, names]] = np.nan
         out = out[:, :, rows][..., columns]
         leading = tuple(0 if np.ndim(pick) == 0 else slice(None) for pick in picks)
         return out[leading]

@@ -8,8 +8,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from wx_data._errors import SourceError
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._protocols import Source
+from wx_data._remote import Traffic
 from wx_data._store import field_array
 from wx_data._times import Hours, from_hours, show, to_hours
 
@@ -135,7 +136,7 @@ class JoinedSource:
         parts = [part for strand in strands for part in strand.parts]
         self.channels = channels
         self.times: NDArray[np.datetime64] = from_hours(hours)
-        self.grid: Grid = parts[0].grid
+        self.grid: AnyGrid = parts[0].grid
         self.statics: Mapping[str, NDArray[Any]] = {}
         for part in reversed(parts):
             self.statics = {**self.statics, **getattr(part, "statics", {})}
@@ -145,15 +146,21 @@ class JoinedSource:
         for part in reversed(parts):
             self.variables = {**self.variables, **getattr(part, "variables", {})}
 
+    @property
+    def traffic(self) -> Traffic:
+        """Requests, bytes and cache hits of all sources so far."""
+        parts = [part for strand in self._strands for part in strand.parts]
+        return sum((getattr(part, "traffic", Traffic()) for part in parts), Traffic())
+
     def __repr__(self) -> str:
         first, last = show(self.times[0]), show(self.times[-1])
         return (
             f"JoinedSource({sum(len(s.parts) for s in self._strands)} sources, {len(self.times)} times "
-            f"{first}..{last}, {len(self.channels)} channels, {self.grid.shape[0]} x {self.grid.shape[1]})"
+            f"{first}..{last}, {len(self.channels)} channels, {self.grid})"
         )
 
     def read(self, times: Any, channels: Sequence[str] | None = None, /) -> xr.DataArray:
-        """float32 (time, channel, latitude, longitude) at exactly `times`; all channels by default.
+        """float32 (time, channel, latitude, longitude), or (time, channel, cell), at exactly `times`.
 
         Raises:
             SourceError: a time or channel that is not there.

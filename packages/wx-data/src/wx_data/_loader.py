@@ -27,6 +27,9 @@ from wx_data._windows import Ints, Missing, TimeWindow, find_windows
 class Batch:
     """b samples; rows are those of the loader's `RowRange`, halo included.
 
+    Of a store on `Healpix` every (..., rows, lon) is (..., cell); ``batch.x[..., store.grid.faces]`` is
+    (..., 12, nside, nside), which networks on base pixels take.
+
     Attributes:
         x: (b, t_in, c, rows, lon) states at the history offsets.
         y: (b, t_out, c, rows, lon) states at the target offsets.
@@ -67,8 +70,11 @@ class Loader(Iterable[Batch]):
         times: period (first, last), both inclusive, that must contain every time of a sample.
         stride: base times at multiples of this only, counted from 00 UTC; every step of the store by default.
         channels: which, in which order; all by default.
-        rows: latitude rows of this rank; all by default. A halo ends at the poles.
+        rows: latitude rows of this rank; all by default. A halo ends at the poles. On `Healpix` the rows are
+            cells, in nested order those of a compact region, and there is no halo.
         normalise: statistics of the store; x and y become (value - mean) / std.
+        training_period: (first, last), both inclusive, beyond which the statistics must not reach, since they
+            would know of the years that test the model; the same in a loader of validation years.
         forcings: computed at all valid times of a sample.
         missing: a window of which a state is absent is an "error", is left out ("drop-window"), or has that
             state filled and False in the masks ("fill").
@@ -108,6 +114,7 @@ class Loader(Iterable[Batch]):
         channels: Sequence[str] | None = None,
         rows: RowRange | None = None,
         normalise: Statistics | None = None,
+        training_period: tuple[TimeLike, TimeLike] | None = None,
         forcings: Forcings | None = None,
         missing: Missing = "error",
         fill: Fill | None = None,
@@ -124,13 +131,17 @@ class Loader(Iterable[Batch]):
             raise ValueError(f"batch_size, threads and depth must be >= 1: {batch_size}, {threads}, {depth}")
         if not 0 <= rank < world:
             raise ValueError(f"rank must lie in 0..{world - 1}; got {rank}")
+        if training_period is not None:
+            if normalise is None:
+                raise ValueError("training_period is that of the statistics; pass normalise= as well")
+            normalise.check(store.channels, store.grid, training_period)
         self.store, self.window = store, window
         self.channels = store.channels if channels is None else tuple(channels)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.epoch, self._consumed = 0, 0
         self._rank, self._world, self._drop_last = rank, world, drop_last
         self._threads, self._depth, self._pid = threads, depth, os.getpid()
-        low, high = (rows or RowRange(0, store.grid.shape[0])).within(store.grid.shape[0])
+        low, high = store.row_bounds(rows)
         self._fields = Fields(
             store, self.channels, (low, high), normalise=normalise, fill=fill, cache_bytes=cache_bytes
         )

@@ -72,15 +72,29 @@ def present(datasets: Sequence[xr.Dataset]) -> tuple[str, ...]:
 
 
 def levels_of(dataset: xr.Dataset | xr.DataArray) -> list[int]:
-    """Pressure levels in hPa; empty without a level coordinate.
+    """Pressure levels in hPa, of every level coordinate; empty without one.
+
+    A dimension is one of levels by its name, or by the standard name `air_pressure`.
 
     Raises:
         SourceError: levels that are not pressures, or not whole hPa.
     """
-    name = one_of(LEVEL, dataset.coords)
-    if name is None:
-        return []
-    coordinate = dataset.coords[name]
+    return [level for name in _level_axes(dataset) for level in _levels(dataset.coords[name])]
+
+
+def _level_axes(dataset: xr.Dataset | xr.DataArray) -> list[str]:
+    """Names of the level coordinates."""
+    named = one_of(LEVEL, dataset.coords)
+    found = [] if named is None else [named]
+    for name, coordinate in dataset.coords.items():
+        stated = coordinate.attrs.get("standard_name") == "air_pressure"
+        if stated and name not in found and coordinate.dims == (name,):
+            found.append(str(name))
+    return found
+
+
+def _levels(coordinate: xr.DataArray) -> list[int]:
+    name = coordinate.name
     units = str(coordinate.attrs.get("units", "hPa"))
     try:
         scale = conversion(units, "hPa")
@@ -128,8 +142,8 @@ def _pick(spec: Channel, array: xr.DataArray) -> dict[str, int] | None:
         return {}
     if spec.level not in levels:
         return None
-    name = one_of(LEVEL, array.dims)
-    return {} if name is None else {name: levels.index(spec.level)}
+    name = one_of(_level_axes(array), array.dims)
+    return {} if name is None else {name: _levels(array.coords[name]).index(spec.level)}
 
 
 def window_hours(array: xr.DataArray) -> int | None:

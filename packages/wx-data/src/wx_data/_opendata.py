@@ -59,14 +59,14 @@ class OpenData:
     pause: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.centre not in _ROOTS:
-            raise ValueError(f"centre must be one of {', '.join(_ROOTS)}; got {self.centre!r}")
+        if self.centre not in ARCHIVES:
+            raise ValueError(f"centre must be one of {', '.join(ARCHIVES)}; got {self.centre!r}")
 
     def file_url(self, hour: int, step: int) -> str:
         """Address of the GRIB file of the forecast that starts at `hour` since 1970, at `step` hours."""
         start = str(from_hours(hour).astype("datetime64[h]"))
         day, cycle = start[:10].replace("-", ""), start[11:13]
-        root = (self.root or _ROOTS[self.centre]).rstrip("/")
+        root = (self.root or ARCHIVES[self.centre]).rstrip("/")
         if self.centre == "gfs":
             return f"{root}/gfs.{day}/{cycle}/atmos/gfs.t{cycle}z.pgrb2.0p25.f{step:03}"
         # Before IFS cycle 50r1 the runs of 06 and 18 UTC were a stream of their own.
@@ -79,7 +79,7 @@ class OpenData:
         return f"{url}.idx" if self.centre == "gfs" else f"{url.removesuffix('.grib2')}.index"
 
 
-_ROOTS = {
+ARCHIVES = {
     "ifs-open": "https://storage.googleapis.com/ecmwf-open-data",
     "gfs": "https://noaa-gfs-bdp-pds.s3.amazonaws.com",
 }
@@ -114,7 +114,7 @@ def fetch_initial_state(
         derive: see `open_source`.
 
     Returns:
-        float32 (time, channel, latitude, longitude) with units per channel.
+        float32 (time, channel, latitude, longitude), or (time, channel, cell), with units per channel.
 
     Raises:
         SourceError: the time is not published yet (the newest one is named), a channel is not, or the server
@@ -320,26 +320,35 @@ def _get(data: OpenData, url: str, method: str = "GET") -> bytes:
     return _attempt(data, url, lambda: _request(data, url, method, None))
 
 
-class _BrokenError(Exception):
+class _BrokenError(OSError):
     """An answer that is not what was asked for."""
 
 
 def _attempt(data: OpenData, url: str, ask: Callable[[], _T]) -> _T:
-    last = ""
+    last: Exception | None = None
     for attempt in range(1, data.attempts + 1):
         try:
             return ask()
         except urllib.error.HTTPError as error:
-            last = f"HTTP {error.code} {error.reason}"
+            error.close()
             if error.code in (403, 404, 410):
-                raise _AbsentError(last) from None
+                raise _AbsentError(_said(error)) from None
             if error.code not in _AGAIN:
-                raise SourceError(f"{url}: {last} (anonymous, attempt {attempt})") from None
-        except (OSError, http.client.HTTPException, _BrokenError) as error:
-            last = f"{type(error).__name__}: {getattr(error, 'reason', error)}"
+                raise SourceError(f"{url}: {_said(error)} (anonymous, attempt {attempt})") from error
+            last = error
+        except (OSError, http.client.HTTPException) as error:
+            last = error
         if attempt < data.attempts:
             clock.sleep(data.pause * 2 ** (attempt - 1))
-    raise SourceError(f"{url}: no answer after {data.attempts} attempts (anonymous); the last: {last}")
+    raise SourceError(
+        f"{url}: no answer after {data.attempts} attempts (anonymous); the last: {_said(last)}"
+    ) from last
+
+
+def _said(error: Exception | None) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    return f"{type(error).__name__}: {getattr(error, 'reason', error)}"
 
 
 def _request(data: OpenData, url: str, method: str, span: Span | None) -> bytes:

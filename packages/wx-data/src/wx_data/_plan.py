@@ -11,6 +11,7 @@ import numpy as np
 
 from wx_data._checks import Policy
 from wx_data._convert import Job, make_job
+from wx_data._healpix import AnyGrid
 from wx_data._manifest import ManifestLog
 from wx_data._protocols import Source
 from wx_data._shards import Compression
@@ -24,7 +25,7 @@ class ConversionPlan:
     Attributes:
         path: the store.
         channels: in its order.
-        grid: (H, W).
+        grid: (H, W), or (cell,) on `Healpix`.
         first: first time.
         last: last time.
         steps: time steps in the store.
@@ -42,7 +43,7 @@ class ConversionPlan:
 
     path: Path
     channels: tuple[str, ...]
-    grid: tuple[int, int]
+    grid: tuple[int, ...]
     first: np.datetime64
     last: np.datetime64
     steps: int
@@ -71,11 +72,12 @@ def plan(
     period: tuple[TimeLike, TimeLike] | None = None,
     step: LeadLike | None = None,
     times: Any = None,
+    grid: AnyGrid | None = None,
     missing: Literal["error", "drop"] = "error",
     nan: Policy | None = None,
     implausible: Literal["error", "keep"] = "error",
     band_rows: int | None = None,
-    codec: Compression = "lz4",
+    codec: Compression = "lz4hc",
     rounding: Mapping[str, float] | None = None,
     workers: int = 2,
     sample: int = 4,
@@ -92,11 +94,12 @@ def plan(
         period: first and last time, both inclusive.
         step: expected time step.
         times: exact times.
+        grid: of the store.
         missing: "error" or "drop".
         nan: what replaces missing values.
         implausible: "error" or "keep".
-        band_rows: latitude rows per inner chunk.
-        codec: "lz4", "lz4hc" or "none".
+        band_rows: rows per inner chunk.
+        codec: "lz4hc", "lz4" or "none".
         rounding: largest errors per channel.
         workers: threads that compress.
         sample: steps to read and encode. Neighbours, as in the conversion: a source whose chunks hold
@@ -114,6 +117,7 @@ def plan(
         period=period,
         step=step,
         times=times,
+        grid=grid,
         statics={},
         missing=missing,
         nan=nan,

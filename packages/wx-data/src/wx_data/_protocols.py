@@ -7,14 +7,14 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 
 
 class Source(Protocol):
     """Fields on one grid at exact times, in the units of the channel lexicon.
 
-    A source may also have `statics` (name -> (H, W) array) and `provenance` (JSON data); conversion
-    stores both.
+    A source may also have `statics` (name -> (H, W) or (cell,) array) and `provenance` (JSON data);
+    conversion stores both.
     """
 
     @property
@@ -28,17 +28,20 @@ class Source(Protocol):
         ...
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> AnyGrid:
         """The grid of what `read` returns."""
         ...
 
     def read(self, times: Any, channels: Sequence[str], /) -> xr.DataArray:
-        """float32 (time, channel, latitude, longitude) at exactly these times."""
+        """float32 (time, channel, latitude, longitude), or (time, channel, cell), at exactly these times."""
         ...
 
 
 class RowRange(NamedTuple):
-    """Latitude rows of one rank: [start, stop), and `halo` more on either side where the grid has them."""
+    """Latitude rows of one rank: [start, stop), and `halo` more on either side where the grid has them.
+
+    On `Healpix` the rows are cells, which take no halo.
+    """
 
     start: int
     stop: int

@@ -1,6 +1,7 @@
 """A source on another grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -9,10 +10,11 @@ from numpy.typing import NDArray
 
 from wx_data._channels import channel
 from wx_data._conservative import regrid_conservative
-from wx_data._grid import Grid, interpolate_points, regrid
-from wx_data._healpix import Healpix
+from wx_data._grid import Grid, Points, regrid
+from wx_data._healpix import AnyGrid
 from wx_data._join import versions_of, with_versions
 from wx_data._protocols import Source
+from wx_data._remote import Traffic
 from wx_data._store import field_array
 
 Method = Literal["bilinear", "conservative"]
@@ -23,31 +25,40 @@ class RegriddedSource:
 
     Args:
         source: on a latitude-longitude grid.
-        grid: target; a `Grid`, or `Healpix` pixel centres, which take "bilinear" only. On `Healpix` fields
-            have the dimension `cell` in place of latitude and longitude, and are not for training stores.
+        grid: target; a `Grid`, or the cell centres of `Healpix`, which take "bilinear" only. On `Healpix`
+            fields have the dimension `cell` in place of latitude and longitude.
         method: "bilinear", or "conservative": means over the target's cells, which keep the area mean.
 
     Raises:
-        ValueError: an unknown method, or a conservative `Healpix`.
+        ValueError: an unknown method, a conservative `Healpix`, or a source that lies on `Healpix`.
     """
 
-    def __init__(self, source: Source, grid: Grid | Healpix, method: Method = "bilinear") -> None:
+    def __init__(self, source: Source, grid: AnyGrid, method: Method = "bilinear") -> None:
         if method not in ("bilinear", "conservative"):
             raise ValueError(f'method must be "bilinear" or "conservative"; got {method!r}')
-        if isinstance(grid, Healpix) and method != "bilinear":
+        if not isinstance(grid, Grid) and method != "bilinear":
             raise ValueError(
                 "a Healpix grid takes bilinear interpolation; regrid conservatively to a Grid first"
             )
+        if not isinstance(source.grid, Grid):
+            raise ValueError(
+                f"the source lies on a {source.grid}, from which nothing is interpolated; regrid what it was "
+                "made from"
+            )
         self._source, self._method = source, method
         self.grid = grid
+        self._move: Callable[..., NDArray[np.float32]] = (
+            partial(_to_rows, source=source.grid, target=grid, method=method)
+            if isinstance(grid, Grid)
+            else Points(source.grid, grid.latitude, grid.longitude)
+        )
         self.channels = tuple(source.channels)
         self.times: NDArray[np.datetime64] = source.times
         given: Mapping[str, NDArray[Any]] = getattr(source, "statics", {})
         self.statics = {name: self._move(field, wind=False) for name, field in given.items()}
-        rows, columns = source.grid.shape
         self.provenance: dict[str, Any] = {
             **getattr(source, "provenance", {}),
-            "regridded_from": f"{rows} x {columns}, {source.grid.digest}",
+            "regridded_from": f"{source.grid}, {source.grid.digest}",
             "regridding": method,
         }
 
@@ -59,6 +70,11 @@ class RegriddedSource:
         """What the source's files say about each channel."""
         return getattr(self._source, "variables", {})
 
+    @property
+    def traffic(self) -> Traffic:
+        """Requests, bytes and cache hits of the source so far."""
+        return getattr(self._source, "traffic", Traffic())
+
     def read(self, times: Any, channels: Sequence[str] | None = None, /) -> xr.DataArray:
         """float32 (time, channel, latitude, longitude), or (time, channel, cell), at exactly `times`."""
         names = self.channels if channels is None else tuple(channels)
@@ -67,32 +83,14 @@ class RegriddedSource:
         for place, name in enumerate(names):
             field = found.isel(channel=place).transpose("time", "latitude", "longitude").values
             values[:, place] = self._move(field, wind=channel(name).wind)
-        if isinstance(self.grid, Grid):
-            array = field_array(values, found["time"].values, names, self.grid)
-        else:
-            array = _cell_array(values, found["time"].values, names, self.grid)
+        array = field_array(values, found["time"].values, names, self.grid)
         array.attrs = found.attrs
         return with_versions(array, versions_of(found))
 
-    def _move(self, values: NDArray[Any], *, wind: bool) -> NDArray[np.float32]:
-        source, target = self._source.grid, self.grid
-        if isinstance(target, Healpix):
-            return interpolate_points(values, source, target.latitude, target.longitude, wind=wind)
-        if self._method == "conservative":
-            return regrid_conservative(values, source, target)
-        return regrid(values, source, target, wind=wind)
 
-
-def _cell_array(
-    values: NDArray[np.float32], times: NDArray[np.datetime64], names: Sequence[str], grid: Healpix
-) -> xr.DataArray:
-    coords = {
-        "time": times,
-        "channel": list(names),
-        "latitude": ("cell", grid.latitude),
-        "longitude": ("cell", grid.longitude),
-        "units": ("channel", [channel(name).units for name in names]),
-    }
-    array = xr.DataArray(values, coords, ("time", "channel", "cell"))
-    array["cell"] = ("cell", np.arange(grid.shape[0]), {"nside": grid.nside, "order": grid.order})
-    return array
+def _to_rows(
+    values: NDArray[Any], *, source: Grid, target: Grid, method: Method, wind: bool
+) -> NDArray[np.float32]:
+    if method == "conservative":
+        return regrid_conservative(values, source, target)
+    return regrid(values, source, target, wind=wind)

@@ -70,6 +70,10 @@ class Traffic:
     hits: int = 0
     hit_bytes: int = 0
 
+    def __add__(self, other: "Traffic") -> "Traffic":
+        mine, theirs = asdict(self), asdict(other)
+        return Traffic(**{name: mine[name] + theirs[name] for name in mine})
+
 
 class TrafficCounter:
     """Adds up `Traffic` from several threads."""
@@ -83,8 +87,7 @@ class TrafficCounter:
     def add(self, **counts: int) -> None:
         """Add to the counts of these names."""
         with self._lock:
-            old = asdict(self._total)
-            self._total = Traffic(**{name: old[name] + counts.get(name, 0) for name in old})
+            self._total += Traffic(**counts)
 
     @property
     def total(self) -> Traffic:

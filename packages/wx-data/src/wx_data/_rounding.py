@@ -8,7 +8,7 @@ import numpy as np
 from numcodecs import blosc
 
 from wx_data._manifest import Manifest
-from wx_data._shards import Field
+from wx_data._shards import Compression, Field
 from wx_data._statistics import Statistics
 from wx_data._times import LeadLike
 
@@ -71,14 +71,14 @@ def largest_errors(field: Field, rounded: Field) -> list[float]:
     return [float(value) for value in np.nan_to_num(np.fmax.reduce(difference, axis=1))]
 
 
-def bytes_saved(field: Field, rounded: Field) -> list[int]:
+def bytes_saved(field: Field, rounded: Field, compression: Compression) -> list[int]:
     """(C,) bytes that rounding saves when each channel is compressed by itself."""
     pairs = zip(field, rounded, strict=True)
-    return [_compressed(exact) - _compressed(coarse) for exact, coarse in pairs]
+    return [_compressed(exact, compression) - _compressed(coarse, compression) for exact, coarse in pairs]
 
 
-def _compressed(plane: Field) -> int:
-    return len(blosc.compress(np.ascontiguousarray(plane), b"lz4", 5, blosc.SHUFFLE, 0))
+def _compressed(plane: Field, compression: Compression) -> int:
+    return len(blosc.compress(np.ascontiguousarray(plane), compression.encode(), 5, blosc.SHUFFLE, 0))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ one is scattered by the kernel straight into the caller's array.
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
@@ -31,6 +31,7 @@ _CRC = 4
 _ENTRY = 16
 _BLOSC_HEADER = 16
 _WHOLE_FILE = 1 << 20  # below this size one read of the whole file beats one read per band
+_GROUP_BYTES = 512 << 10
 _MAX_SEGMENTS = 1024  # IOV_MAX of Linux and macOS
 _ABSENT = np.uint64(2**64 - 1)
 
@@ -48,6 +49,8 @@ def crc32c(data: Any) -> int:
 class ShardCodec:
     """Shape of a shard: `fields` x `channels` x `rows` x `columns` float32, in bands of `band` rows.
 
+    `dims` name what follows the channel in the array: where it is one dimension, of cells, these are rows of
+    one column.
     `compression` is "lz4" or "lz4hc" (blosc with byte shuffle; the latter packs slowly and reads faster) or
     "none".
     """
@@ -59,6 +62,7 @@ class ShardCodec:
     fields: int = 1
     level: int = 5
     compression: Compression = "lz4"
+    dims: tuple[str, ...] = ("latitude", "longitude")
 
     def __post_init__(self) -> None:
         if self.compression not in get_args(Compression):
@@ -78,6 +82,15 @@ class ShardCodec:
     def padded_rows(self) -> int:
         """Rows of the shard: the last band is padded, since inner chunks must divide it evenly."""
         return self.bands * self.band
+
+    @property
+    def key_tail(self) -> str:
+        """What ends the Zarr key of a shard: it holds all channels and all points."""
+        return ".0" * (1 + len(self.dims))
+
+    def extent(self, rows: int) -> list[int]:
+        """Lengths of the dimensions from the channel on, of so many rows."""
+        return [self.channels, rows, self.columns][: 1 + len(self.dims)]
 
     @property
     def band_bytes(self) -> int:
@@ -141,7 +154,7 @@ class ShardCodec:
             },
         }
         configuration = {
-            "chunk_shape": [*[1] * leading, self.channels, self.band, self.columns],
+            "chunk_shape": [*[1] * leading, *self.extent(self.band)],
             "codecs": [plain, checksum] if self.compression == "none" else [plain, packer, checksum],
             "index_codecs": [plain, checksum],
             "index_location": "end",
@@ -297,24 +310,41 @@ class _Shard:
     ) -> None:
         """Read an uncompressed inner chunk; what `target` does not want goes into the thread's buffer."""
         self._check_size(size - _CRC)
-        rest, stored = self.reader.floats(), bytearray(_CRC)
+        rest = self.reader.floats()
         places = range(len(target)) if channels is None else _places(channels, self.codec.channels)
-        segments = []
+        whole = rows == (0, self.codec.band)
+        segments: list[Field] = []
         for channel, place in enumerate(places):
             if place is None:
                 segments.append(rest[channel])
-                continue
-            parts = (rest[channel, : rows[0]], target[place], rest[channel, rows[1] :])
-            segments += [part for part in parts if part.size]
-        _read_into(self.file, [*(memoryview(part) for part in segments), memoryview(stored)], offset)
+            elif whole:
+                segments.append(target[place])
+            else:
+                parts = (rest[channel, : rows[0]], target[place], rest[channel, rows[1] :])
+                segments += [part for part in parts if part.size]
         found = 0
-        for part in segments:
-            found = google_crc32c.extend(found, part)
+        # In groups, so that the checksum finds them in the processor's cache.
+        for group in _groups(segments, _GROUP_BYTES):
+            _read_into(self.file, [part.data for part in group], offset)
+            for part in group:
+                offset += part.nbytes
+                found = google_crc32c.extend(found, part)
+        stored = self._fetch(offset, _CRC)
         _compare(int.from_bytes(stored, "little"), found, "inner chunk")
 
     def _check_size(self, found: int) -> None:
         if found != self.codec.band_bytes:
             raise ShardError(f"inner chunk decodes to {found} bytes, expected {self.codec.band_bytes}")
+
+
+def _groups(segments: Sequence[Field], size: int) -> Iterator[Sequence[Field]]:
+    """Runs of neighbouring segments of about `size` bytes."""
+    start, total = 0, 0
+    for stop, segment in enumerate(segments, 1):
+        total += segment.nbytes
+        if total >= size or stop == len(segments):
+            yield segments[start:stop]
+            start, total = stop, 0
 
 
 def _places(channels: Sequence[int], count: int) -> list[int | None]:

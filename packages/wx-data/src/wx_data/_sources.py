@@ -5,20 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from wx_data._accumulation import HOURLY, AccumulatedSource
-from wx_data._channels import Channel, channel
+from wx_data._channels import PRESETS, Channel, channel
 from wx_data._channels import channels as lexicon
 from wx_data._errors import SourceError
-from wx_data._formats import Access, Kind, Opened, open_any
+from wx_data._formats import Access, Kind, Opened, open_any, refuse_calendar
 from wx_data._grid import Grid, Reorder, regrid, reorder
 from wx_data._hdf5 import YearlyHdf5
 from wx_data._humidity import specific_humidity
+from wx_data._join import JoinedSource, join
 from wx_data._matching import LATITUDE, LONGITUDE, MEMBER, Match, explain, match, one_of, present
 from wx_data._remote import Remote, Traffic, refuse_fork
 from wx_data._store import field_array
@@ -27,13 +28,14 @@ from wx_data._times import Hours, LeadLike, from_hours, lead_hours, show, to_hou
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+Data: TypeAlias = "str | Path | xr.Dataset | xr.DataArray | ZarrStore"
 Fill = Mapping[str, float | NDArray[Any]]
 _STATICS = ("z_surface", "lsm")
 _UNIT_BYTES = 64 << 20  # decoded bytes of one read, unless a single chunk is larger
 
 
 def open_source(
-    data: "str | Path | xr.Dataset | xr.DataArray | ZarrStore",
+    data: "Data | Sequence[Data]",
     kind: Kind = "auto",
     *,
     channels: str | Sequence[str] | None = None,
@@ -46,7 +48,7 @@ def open_source(
     era5t: bool = False,
     missing_chunks: Literal["error", "fill"] = "error",
     hdf5: YearlyHdf5 | None = None,
-) -> "DatasetSource | AccumulatedSource":
+) -> "DatasetSource | AccumulatedSource | JoinedSource":
     """Open data as a source of lexicon channels, on its own grid or regridded to `grid`.
 
     Dimensions are found by name, levels and times must match exactly, and units are parsed and converted.
@@ -55,7 +57,8 @@ def open_source(
 
     Args:
         data: URL (s3, gs, az, https) or folder of a Zarr store (format 2 or 3), NetCDF or GRIB file, folder
-            of yearly HDF5 files, any Zarr store object, or an xarray object.
+            of yearly HDF5 files, any Zarr store object, or an xarray object. A list of those is one source:
+            parts of the same channels follow each other in time, others stand side by side; see `join`.
         kind: "auto" looks at the content, never at the name; "arco" and "wb2" refuse anything but ARCO-ERA5
             and WeatherBench 2.
         channels: names or a preset; by default every channel of the lexicon that is there.
@@ -63,7 +66,7 @@ def open_source(
         member: number of the ensemble member, where there are several.
         lead: of forecasts, the lead time; `times` are then valid times.
         fill: channel -> constant or (H, W) field on the final grid, for channels that are not there;
-            recorded in `provenance` and in every array read.
+            recorded in `provenance` and in every array read. Not of a list, as `derive`.
         derive: variable -> how, for channels that are not there. {"q": "relative_humidity"} computes
             specific humidity from r and t of the same level.
         remote: credentials, time-outs, retries and cache, for URLs.
@@ -72,21 +75,59 @@ def open_source(
         hdf5: what yearly HDF5 files do not say themselves.
 
     Raises:
-        SourceError: missing channels, wrong units, several members, a format that is not understood, or a
-            server that does not deliver.
+        SourceError: missing channels, wrong units, several members, a format that is not understood, a
+            server that does not deliver, or a list that `join` refuses.
+        ValueError: `fill` or `derive` of a list, or a `grid` that has no rows.
         ImportError: the reader of the format is not installed; the extra is named.
     """
     access = Access(
         kind=kind, remote=remote, lead=lead, era5t=era5t, missing_chunks=missing_chunks, hdf5=hdf5
     )
-    opened = open_any(data, access)
-    datasets, origin = _select_member(opened.datasets, member), opened.origin
-    names = present(datasets) if channels is None else tuple(c.name for c in lexicon(channels))
     fills, rules = dict(fill or {}), dict(derive or {})
     if rules and rules != {"q": "relative_humidity"}:
         raise ValueError(f'derive knows {{"q": "relative_humidity"}}; got {rules}')
-    stored = _with_hourly(names, datasets)
-    readers = _plan(stored, datasets, fills, rules, origin)
+    if not isinstance(grid, Grid | None):
+        raise ValueError(f"grid must be a Grid; RegriddedSource(source, {grid!r}) brings a source to others")
+    several = list(data) if isinstance(data, list | tuple) else None
+    if several is not None and (fills or rules):
+        raise ValueError("fill and derive are of one source: open each by itself and join them")
+    parts = [open_any(one, access) for one in ([data] if several is None else several)]
+    parts = [replace(one, datasets=_select_member(one.datasets, member)) for one in parts]
+    wanted = None if channels is None else tuple(c.name for c in lexicon(channels))
+    names = tuple(dict.fromkeys(name for one in parts for name in wanted or present(one.datasets)))
+    stored = _with_hourly(names, [dataset for one in parts for dataset in one.datasets])
+
+    def source_of(opened: Opened, held: tuple[str, ...]) -> DatasetSource:
+        return _dataset_source(opened, held, grid=grid, member=member, lead=lead, fills=fills, rules=rules)
+
+    source: DatasetSource | JoinedSource
+    if several is None:
+        source = source_of(parts[0], stored)
+    else:
+        source = join([source_of(one, _held(one, stored)) for one in parts], channels=stored)
+    return source if stored == names else AccumulatedSource(source, names)
+
+
+def _held(opened: Opened, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Which channels one part of several has."""
+    held = tuple(name for name in names if match(channel(name), opened.datasets) is not None)
+    if not held:
+        raise SourceError(f"{opened.origin} has none of {', '.join(names)}; leave it out of the list")
+    return held
+
+
+def _dataset_source(
+    opened: Opened,
+    names: tuple[str, ...],
+    *,
+    grid: Grid | None,
+    member: int | None,
+    lead: LeadLike | None,
+    fills: dict[str, float | NDArray[Any]],
+    rules: dict[str, str],
+) -> "DatasetSource":
+    datasets, origin = opened.datasets, opened.origin
+    readers = _plan(names, datasets, fills, rules, origin)
     # Filled channels alone have no file behind them: the first dataset then gives times and grid.
     used = sorted({m.dataset for r in readers.values() for m in r.matches}) or [0]
     axis, order = _common_axes([datasets[number] for number in used])
@@ -99,11 +140,11 @@ def open_source(
         listed = {name: r.describe() for name, r in readers.items() if isinstance(r, chosen)}
         if listed:
             provenance[label] = listed
+    if order.flip or order.roll:
+        provenance["reordered"] = _turned(order)
     if grid is not None and grid != order.grid:
         provenance["regridded_from"] = f"{order.grid.shape[0]} x {order.grid.shape[1]}, {order.grid.digest}"
-    frame = _Frame(axis, order, grid or order.grid)
-    source = DatasetSource(readers, frame, replace(opened, datasets=datasets), provenance)
-    return source if stored == names else AccumulatedSource(source, names)
+    return DatasetSource(readers, _Frame(axis, order, grid or order.grid), opened, provenance)
 
 
 def _with_hourly(names: tuple[str, ...], datasets: list[xr.Dataset]) -> tuple[str, ...]:
@@ -325,7 +366,7 @@ def _plan(
         else:
             lacking.append(spec)
     if lacking:
-        raise SourceError(_lacking_message(lacking, len(names), datasets, origin))
+        raise SourceError(_lacking_message(lacking, names, datasets, origin))
     idle = [name for name in fills if not isinstance(readers.get(name), _Filled)]
     if idle:
         raise SourceError(
@@ -344,8 +385,14 @@ def _derive(spec: Channel, datasets: list[xr.Dataset]) -> _Derived | None:
     return _Derived(found, 100.0 * spec.level) if len(found) == 2 else None
 
 
-def _lacking_message(lacking: list[Channel], total: int, datasets: list[xr.Dataset], origin: str) -> str:
-    lines = [f"{origin} lacks {len(lacking)} of {total} channels:"]
+def _lacking_message(
+    lacking: list[Channel], names: Sequence[str], datasets: list[xr.Dataset], origin: str
+) -> str:
+    # An hourly field may stand for a sum of the preset.
+    wanted = {HOURLY.get(name, name) for name in names}
+    presets = {f" of preset {name!r}": {HOURLY.get(n, n) for n in its} for name, its in PRESETS.items()}
+    preset = next((label for label, its in presets.items() if its == wanted), "")
+    lines = [f"{origin} lacks {len(lacking)} of {len(names)} channels{preset}:"]
     lines += [f"  {explain(spec, datasets)}" for spec in lacking]
     if any(spec.variable == "q" and _derive(spec, datasets) for spec in lacking):
         lines.append('derive={"q": "relative_humidity"} computes specific humidity from r and t.')
@@ -472,6 +519,12 @@ def _common_axes(datasets: list[xr.Dataset]) -> tuple[_TimeAxis, Reorder]:
     return axes[0], orders[0]
 
 
+def _turned(order: Reorder) -> list[str]:
+    """What `order` does to the rows and columns of the file."""
+    found = ["latitude ran from south to north"] if order.flip else []
+    return found + ([f"longitude began {-order.roll} columns west of 0"] if order.roll else [])
+
+
 def _order(dataset: xr.Dataset) -> Reorder:
     latitude, longitude = one_of(LATITUDE, dataset.coords), one_of(LONGITUDE, dataset.coords)
     if latitude is None or longitude is None:
@@ -491,6 +544,7 @@ def _time_axis(dataset: xr.Dataset) -> _TimeAxis:
         raise SourceError(f"no time or valid_time coordinate among {list(dataset.coords)}")
     times = dataset.coords[name]
     if times.dtype.kind != "M":
+        refuse_calendar(getattr(times.values.flat[0], "calendar", ""), "the data")
         raise SourceError(
             f"coordinate {name!r} has dtype {times.dtype}; times decoded to datetime64 are expected"
         )

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wx_data._errors import StoreError
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._manifest import write_table
 from wx_data._progress import Progress
 from wx_data._shards import Field
@@ -201,7 +201,7 @@ class Statistics:
     def check(
         self,
         channels: Sequence[str],
-        grid: Grid,
+        grid: AnyGrid,
         period: tuple[TimeLike, TimeLike] | None = None,
     ) -> None:
         """Refuse statistics of other channels, of another order, of another grid, or of another period.
@@ -396,7 +396,7 @@ def _scan(
     store: Store, steps: NDArray[np.int64], lags: tuple[int, ...], first: int, shown: Progress
 ) -> dict[int, Moments]:
     """Moments of every field in `steps`, and of its difference to each earlier one that is a lag away."""
-    weights = store.grid.area_weights() / store.grid.shape[1]
+    weights = store.grid.area_weights() / store.grid.plane[1]
     recent: dict[int, Field] = {}
     found = {lag: _Sum(len(store.channels)) for lag in (0, *lags)}
     start = int(store.hours[steps[0]])
@@ -418,7 +418,7 @@ def _scan(
 
 
 def _read(store: Store, hour: int) -> Field:
-    field = np.empty((len(store.channels), *store.grid.shape), dtype=np.float32)
+    field = np.empty((len(store.channels), *store.grid.plane), dtype=np.float32)
     store.read_into(int(store.index(from_hours(hour))[0]), field)
     return field
 

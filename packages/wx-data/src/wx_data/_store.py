@@ -1,4 +1,7 @@
-"""The training store: one float32 array (time, channel, latitude, longitude), one shard per time step."""
+"""The training store: one float32 array (time, channel, latitude, longitude), one shard per time step.
+
+On `Healpix` the array is (time, channel, cell): a cell is what a row of latitude is elsewhere.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +18,10 @@ from numpy.typing import NDArray
 from wx_data._channels import channel
 from wx_data._errors import StoreError
 from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid, Healpix
 from wx_data._manifest import Manifest, ManifestLog, checksum, read_plan
 from wx_data._progress import Progress
+from wx_data._protocols import RowRange
 from wx_data._shards import Compression, Field, Scale, ShardCodec, ShardError, ShardReader
 from wx_data._times import Hours, from_hours, show, to_hours
 from wx_data._zarr3 import Metadata, SmallArray, read_group, read_small, sharded_metadata, write_group
@@ -25,6 +30,7 @@ FORMAT = 1
 _BAND_BYTES = 4 << 20  # finer bands decode faster (they stay in cache) but cost other readers more
 _MIN_BAND_BYTES = 1 << 20
 _BANDS = 16  # so that half of the rows are little more than half of the bytes
+_CRS = "crs"
 _TIME_ATTRIBUTES = {
     "standard_name": "time",
     "units": "hours since 1970-01-01",
@@ -41,7 +47,7 @@ class StoreLayout:
 
     hours: Hours
     channels: tuple[str, ...]
-    grid: Grid
+    grid: AnyGrid
     band_rows: int
     statics: Mapping[str, NDArray[np.float32]]
     attributes: Mapping[str, Any]
@@ -50,13 +56,14 @@ class StoreLayout:
     @property
     def codec(self) -> ShardCodec:
         """Shape of a shard."""
-        rows, columns = self.grid.shape
+        rows, columns = self.grid.plane
         return ShardCodec(
             channels=len(self.channels),
             rows=rows,
             columns=columns,
             band=self.band_rows,
             compression=self.compression,
+            dims=self.grid.dims,
         )
 
     def create(self, root: Path) -> None:
@@ -69,23 +76,65 @@ class StoreLayout:
         if self.statics:
             small["static_channel"] = SmallArray(tuple(self.statics), ("static_channel",), {})
             stacked = np.stack([np.asarray(self.statics[name], dtype=np.float32) for name in self.statics])
-            dims = ("static_channel", "latitude", "longitude")
-            small["static"] = SmallArray(stacked, dims, {"channels": channel_table(self.statics)})
-        data = sharded_metadata(
-            self.codec, {"time": (len(self.hours), 1)}, {"channels": channel_table(self.channels)}
-        )
-        attributes = {"Conventions": "CF-1.11", "wxstore": FORMAT, **self.attributes}
+            about = field_attributes(self.grid, tuple(self.statics))
+            small["static"] = SmallArray(stacked, ("static_channel", *self.grid.dims), about)
+        about = field_attributes(self.grid, self.channels)
+        data = sharded_metadata(self.codec, {"time": (len(self.hours), 1)}, about)
+        attributes = {"Conventions": conventions(self.grid), "wxstore": FORMAT, **self.attributes}
         write_group(root, attributes, small, {"data": data})
 
 
-def grid_arrays(grid: Grid) -> dict[str, SmallArray]:
-    """CF latitude and longitude coordinates."""
-    north = {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
-    east = {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}
-    return {
-        "latitude": SmallArray(np.array(grid.latitude), ("latitude",), north),
-        "longitude": SmallArray(np.array(grid.longitude), ("longitude",), east),
+def conventions(grid: AnyGrid) -> str:
+    """The version of CF that describes the grid."""
+    return "CF-1.11" if isinstance(grid, Grid) else "CF-1.13"
+
+
+def grid_arrays(grid: AnyGrid) -> dict[str, SmallArray]:
+    """CF latitude and longitude coordinates; of `Healpix` also the numbers of the cells and the grid mapping.
+
+    The grid mapping also has the attributes by which HEALPix was known before CF-1.13.
+    """
+    north = {"standard_name": "latitude", "units": "degrees_north"}
+    east = {"standard_name": "longitude", "units": "degrees_east"}
+    if isinstance(grid, Grid):
+        return {
+            "latitude": SmallArray(np.array(grid.latitude), ("latitude",), {**north, "axis": "Y"}),
+            "longitude": SmallArray(np.array(grid.longitude), ("longitude",), {**east, "axis": "X"}),
+        }
+    mapping = {
+        "grid_mapping_name": "healpix",
+        "refinement_level": grid.nside.bit_length() - 1,
+        "indexing_scheme": grid.order,
+        "healpix_nside": grid.nside,
+        "healpix_order": grid.order,
     }
+    index = {"standard_name": "healpix_index", "long_name": "HEALPix cell", "units": "1"}
+    return {
+        "latitude": SmallArray(grid.latitude, grid.dims, north),
+        "longitude": SmallArray(grid.longitude, grid.dims, east),
+        "cell": SmallArray(np.arange(grid.shape[0]), grid.dims, index),
+        _CRS: SmallArray(np.array(0, dtype=np.int32), (), mapping),
+    }
+
+
+def field_attributes(grid: AnyGrid, names: Sequence[str], *coordinates: str) -> dict[str, Any]:
+    """Attributes of an array of fields: its channels, further coordinates, and the grid mapping."""
+    about: dict[str, Any] = {"channels": channel_table(names)}
+    if isinstance(grid, Healpix):
+        coordinates = (*coordinates, "latitude", "longitude", _CRS)
+        about["grid_mapping"] = _CRS
+    if coordinates:
+        about["coordinates"] = " ".join(coordinates)
+    return about
+
+
+def read_grid(root: Path, members: Mapping[str, Metadata]) -> AnyGrid:
+    """The grid that `grid_arrays` described."""
+    if _CRS in members:
+        about = members[_CRS]["attributes"]
+        return Healpix(about["healpix_nside"], about["healpix_order"])
+    latitude, longitude = (read_small(root, name, members[name]) for name in ("latitude", "longitude"))
+    return Grid(np.asarray(latitude), np.asarray(longitude))
 
 
 def channel_table(names: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, object]]:
@@ -93,17 +142,23 @@ def channel_table(names: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[st
     return {name: channel(name).attributes() for name in names}
 
 
-def default_band_rows(channels: int, grid: Grid) -> int:
-    """Rows per inner chunk: 16 bands of 1 to 4 MiB, more bands on a large grid, one on a small grid."""
-    rows, columns = grid.shape
+def default_band_rows(channels: int, grid: AnyGrid) -> int:
+    """Rows per inner chunk: 16 bands of 1 to 4 MiB, more bands on a large grid, one on a small grid.
+
+    On `Healpix` a band is some base pixels or, in nested order, a half, a quarter, ... of one.
+    """
+    rows, columns = grid.plane
     size = 4 * channels * rows * columns
-    bands = max(1, round(size / _BAND_BYTES), min(_BANDS, size // _MIN_BAND_BYTES))
-    return -(-rows // min(bands, rows))
+    bands = min(rows, max(1, round(size / _BAND_BYTES), min(_BANDS, size // _MIN_BAND_BYTES)))
+    if isinstance(grid, Healpix):
+        whole = 12 << max(0, (bands // 12).bit_length() - 1)
+        bands = max(count for count in (1, 2, 3, 4, 6, whole) if count <= bands)
+    return -(-rows // bands)
 
 
-def shard_key(step: int) -> str:
+def shard_key(step: int, codec: ShardCodec) -> str:
     """Zarr key of a step's shard."""
-    return f"data/c.{step}.0.0.0"
+    return f"data/c.{step}{codec.key_tail}"
 
 
 @dataclass(frozen=True)
@@ -146,8 +201,8 @@ class Store:
     Attributes:
         channels: names, in the order of the array.
         times: (T,) ``datetime64[ns]``, strictly increasing.
-        grid: latitude rows from north to south and longitude columns.
-        statics: name -> (H, W) float32.
+        grid: latitude rows from north to south and longitude columns, or `Healpix` cells.
+        statics: name -> (H, W) or (cell,) float32.
         codec: shape and compression of a shard.
         attributes: of the group, among them `provenance`, `fills` and `holes`.
 
@@ -163,9 +218,7 @@ class Store:
         self.channels: tuple[str, ...] = tuple(self._small("channel", members))
         self.hours: Hours = np.asarray(self._small("time", members), dtype=np.int64)
         self.times: NDArray[np.datetime64] = from_hours(self.hours)
-        self.grid = Grid(
-            np.asarray(self._small("latitude", members)), np.asarray(self._small("longitude", members))
-        )
+        self.grid = read_grid(self.path, members)
         self.statics: dict[str, NDArray[np.float32]] = {}
         if "static" in members:
             fields = np.asarray(self._small("static", members))
@@ -187,7 +240,7 @@ class Store:
         first, last = show(self.times[0]), show(self.times[-1])
         return (
             f"Store({str(self.path)!r}: {len(self)} steps {first}..{last}, "
-            f"{len(self.channels)} channels, {self.grid.shape[0]} x {self.grid.shape[1]})"
+            f"{len(self.channels)} channels, {self.grid})"
         )
 
     @property
@@ -260,34 +313,67 @@ class Store:
 
         Args:
             step: position on the time axis.
-            out: float32 (channels, rows, columns) to fill.
-            rows: rows [start, stop); all by default.
+            out: float32 (channels, rows, columns), or (channels, cells), to fill.
+            rows: rows or cells [start, stop); all by default.
             channels: positions of the channels, in the order of `out`; all by default.
             scale: applied to what is read.
 
         Raises:
             StoreError: the shard is missing, unreadable, truncated or damaged; time, key and sizes are named.
         """
-        path = f"{self._prefix}/c.{step}.0.0.0"
+        path = f"{self._prefix}/c.{step}{self.codec.key_tail}"
+        out = out if out.ndim == 3 else out[..., None]
         try:
             self._reader.read(path, out, rows=rows, channels=channels, scale=scale, size=self._sizes[step])
         except (ShardError, RuntimeError, OSError) as error:
             raise StoreError(self._damaged(step, str(error))) from error
 
-    def read(self, times: Any, channels: Sequence[str] | None = None) -> xr.DataArray:
-        """float32 (time, channel, latitude, longitude) at exactly `times`; all channels by default."""
-        steps = self.index(times)
+    def read(
+        self, times: Any, channels: Sequence[str] | None = None, *, rows: RowRange | None = None
+    ) -> xr.DataArray:
+        """float32 (time, channel, latitude, longitude) at exactly `times`.
+
+        Args:
+            times: of the store.
+            channels: which, in this order; all by default.
+            rows: latitude rows to read, halo included, as a rank of a domain-parallel group needs them; all
+                by default.
+
+        Returns:
+            The fields; (time, channel, cell) on `Healpix`.
+
+        Raises:
+            StoreError: a time or channel that is not in the store, or a damaged shard.
+        """
+        steps, (low, high) = self.index(times), self.row_bounds(rows)
         wanted = self.channel_index(channels)
         names = self.channels if channels is None else tuple(channels)
-        values = np.empty((len(steps), len(names), *self.grid.shape), dtype=np.float32)
+        shape = (len(steps), len(names), high - low, *self.grid.shape[1:])
+        values = np.empty(shape, dtype=np.float32)
 
         def load(place: int, step: int) -> None:
-            self.read_into(step, values[place], channels=None if wanted is None else wanted.tolist())
+            pick = None if wanted is None else wanted.tolist()
+            self.read_into(step, values[place], rows=(low, high), channels=pick)
 
         # Never on the main thread, where blosc starts threads of its own for every small chunk.
         with ThreadPoolExecutor(2, thread_name_prefix="wx-store") as pool:
             list(pool.map(load, range(len(steps)), steps.tolist()))
-        return field_array(values, self.times[steps], names, self.grid)
+        return field_array(values, self.times[steps], names, self.grid, slice(low, high))
+
+    def row_bounds(self, rows: RowRange | None) -> tuple[int, int]:
+        """First row, and the row after the last, that `rows` wants, halo included; all rows for None.
+
+        Raises:
+            ValueError: the range leaves the grid, or has a halo on `Healpix`.
+        """
+        if rows is None:
+            return 0, self.grid.shape[0]
+        if rows.halo and not isinstance(self.grid, Grid):
+            raise ValueError(
+                f"{rows}: a {self.grid} has no rows for a halo, since the neighbours of a range of cells are "
+                "no range. Use halo=0 and exchange the borders, or read all cells and pad grid.faces"
+            )
+        return rows.within(self.grid.shape[0])
 
     def verify(self, level: Level = "sizes", *, workers: int = 2, progress: bool = False) -> VerifyReport:
         """Check every step, and report all that fail; nothing is raised.
@@ -308,7 +394,7 @@ class Store:
         ):
 
             def check(step: int) -> str | None:
-                key = shard_key(step)
+                key = shard_key(step, self.codec)
                 problem = "the file is missing" if key.rpartition("/")[2] not in present else None
                 if problem is None and level != "manifest":
                     problem = self._problem(step, stored[step])
@@ -318,7 +404,7 @@ class Store:
             steps = range(len(self))
             problems = list(map(check, steps) if level == "manifest" else pool.map(check, steps))
         failures = tuple(
-            Failure(step, self.times[step], shard_key(step), problem)
+            Failure(step, self.times[step], shard_key(step, self.codec), problem)
             for step, problem in enumerate(problems)
             if problem is not None
         )
@@ -327,7 +413,7 @@ class Store:
     def _problem(self, step: int, stored: int | None) -> str | None:
         """What is wrong with a file's size or, if `stored` is given, with its content."""
         expected = self._sizes[step]
-        path = self.path / shard_key(step)
+        path = self.path / shard_key(step, self.codec)
         try:
             found = path.stat().st_size
             data = path.read_bytes() if stored is not None and found == expected else b""
@@ -376,22 +462,27 @@ class Store:
         return f"Write them anew with repair(store, source), or: wx-data repair {self.path} SOURCE"
 
     def _damaged(self, step: int, cause: str) -> str:
-        return f"{self.path}: step {show(self.times[step])} ({shard_key(step)}): {cause}. {self._remedy}"
+        key = shard_key(step, self.codec)
+        return f"{self.path}: step {show(self.times[step])} ({key}): {cause}. {self._remedy}"
 
 
 def field_array(
-    values: Field, times: NDArray[np.datetime64], names: Sequence[str], grid: Grid
+    values: Field,
+    times: NDArray[np.datetime64],
+    names: Sequence[str],
+    grid: AnyGrid,
+    rows: slice = slice(None),
 ) -> xr.DataArray:
-    """(time, channel, latitude, longitude) with coordinates and the units per channel."""
-    units = [channel(name).units for name in names]
-    coords = {
-        "time": times,
-        "channel": list(names),
-        "latitude": grid.latitude,
-        "longitude": grid.longitude,
-        "units": ("channel", units),
-    }
-    return xr.DataArray(values, coords, ("time", "channel", "latitude", "longitude"))
+    """(time, channel, latitude, longitude), or (time, channel, cell), with coordinates and units."""
+    coords: dict[str, Any] = {"time": times, "channel": list(names)}
+    if isinstance(grid, Grid):
+        coords |= {"latitude": grid.latitude[rows], "longitude": grid.longitude}
+    else:
+        coords |= {"latitude": ("cell", grid.latitude[rows]), "longitude": ("cell", grid.longitude[rows])}
+        cells = np.arange(grid.shape[0])[rows]
+        coords["cell"] = ("cell", cells, {"nside": grid.nside, "order": grid.order})
+    coords["units"] = ("channel", [channel(name).units for name in names])
+    return xr.DataArray(values, coords, ("time", "channel", *grid.dims))
 
 
 def _open_group(path: Path) -> Metadata:
@@ -411,7 +502,7 @@ def _open_group(path: Path) -> Metadata:
 
 
 def _codec(metadata: Metadata) -> ShardCodec:
-    _, channels, rows, columns = metadata["shape"]
+    _, channels, rows, columns = (*metadata["shape"], 1)[:4]
     band = metadata["codecs"][0]["configuration"]["chunk_shape"][2]
     inner = metadata["codecs"][0]["configuration"]["codecs"]
     packers = [codec["configuration"]["cname"] for codec in inner if codec["name"] == "blosc"]
@@ -421,6 +512,7 @@ def _codec(metadata: Metadata) -> ShardCodec:
         columns=columns,
         band=band,
         compression=packers[0] if packers else "none",
+        dims=tuple(metadata["dimension_names"][2:]),
     )
     if metadata["codecs"] != codec.codec_metadata(leading=1):
         raise StoreError(f"the store's codecs are not those of format {FORMAT}: {metadata['codecs']}")

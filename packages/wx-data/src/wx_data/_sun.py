@@ -59,11 +59,13 @@ def cos_zenith(times: Times, latitude: Floats, longitude: Floats) -> Floats:
     """Cosine of the solar zenith angle, (N, H, W), of latitude (H,) and longitude (W,) in radians.
 
     cos z = sin(lat) sin(dec) + cos(lat) cos(dec) cos(hour angle of Greenwich + lon)
+
+    Where each row has a longitude of its own, `longitude` is (H, 1) and W is 1.
     """
     sun = Sun.at(times)
-    local = np.cos(sun.hour_angle[:, None] + longitude)
+    local = np.cos(sun.hour_angle[:, None, None] + np.atleast_2d(longitude))
     vertical, horizontal = _components(sun.declination, latitude)
-    found: Floats = vertical[:, :, None] + horizontal[:, :, None] * local[:, None, :]
+    found: Floats = vertical[:, :, None] + horizontal[:, :, None] * local
     return found
 
 
@@ -74,27 +76,27 @@ def incident_radiation(
 
     Integral of S / r^2 max(0, cos z) with the solar constant S = 1361 W m-2 and the distance r in au. Within
     parts of at most 2 h declination and distance are those of the middle; the integral over the hour angle
-    is then exact, sunrise and sunset included.
+    is then exact, sunrise and sunset included. Latitude and longitude are those of `cos_zenith`.
     """
+    longitude = np.atleast_2d(longitude)
     ends = np.asarray(times, dtype="datetime64[ns]")
     span = interval.astype("timedelta64[ns]")
     parts = -int(-span // _PART)
     edges = np.stack([ends - span + span * part // parts for part in range(parts + 1)])
-    total = np.zeros((len(ends), len(latitude), len(longitude)), dtype=np.float32)
+    total = np.zeros((len(ends), len(latitude), longitude.shape[1]), dtype=np.float32)
     for start, stop in pairwise(edges):
         middle = Sun.at(start + (stop - start) // 2)
         turned = np.mod(Sun.at(stop).hour_angle - Sun.at(start).hour_angle, 2 * np.pi)
-        first = np.mod(Sun.at(start).hour_angle[:, None] + longitude + np.pi, 2 * np.pi) - np.pi
+        first = np.mod(Sun.at(start).hour_angle[:, None, None] + longitude + np.pi, 2 * np.pi) - np.pi
         vertical, horizontal = _components(middle.declination, latitude)
         seconds = (stop - start) / np.timedelta64(1, "s")
         power = SOLAR_CONSTANT / middle.distance**2 * seconds / turned
         for place, (west, turn) in enumerate(zip(first, turned, strict=True)):
             up, across = vertical[place] * power[place], horizontal[place] * power[place]
             total[place] += _lit(up, across, west, west + turn)
-            later = west + turn > np.pi  # these columns meet the next day as well
-            total[place][:, later] += _lit(
-                up, across, west[later] - 2 * np.pi, west[later] + turn - 2 * np.pi
-            )
+            later = (west + turn > np.pi).any(axis=0)  # these columns meet the next day as well
+            again = west[:, later] - 2 * np.pi
+            total[place][:, later] += _lit(up, across, again, again + turn)
     return total
 
 

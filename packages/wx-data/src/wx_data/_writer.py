@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from wx_data._convert import FULL, merging
 from wx_data._errors import StoreError
-from wx_data._grid import Grid
+from wx_data._healpix import AnyGrid
 from wx_data._manifest import read_plan
 from wx_data._shards import ShardCodec
-from wx_data._store import channel_table, default_band_rows, grid_arrays
+from wx_data._store import conventions, default_band_rows, field_attributes, grid_arrays, read_grid
 from wx_data._times import Hours, LeadLike, from_hours, lead_hours, leads_hours, show, to_hours
 from wx_data._zarr3 import SmallArray, read_group, read_small, sharded_metadata, write_atomic, write_group
 
@@ -44,7 +44,7 @@ class ForecastLayout:
         lead_hours: lead times, increasing.
         members: member numbers.
         channels: names of the lexicon.
-        grid: latitude rows and longitude columns.
+        grid: latitude rows and longitude columns, or `Healpix` cells.
         unit: what one file holds, and so what one `write` writes: all members of a "lead", or one "member".
     """
 
@@ -52,7 +52,7 @@ class ForecastLayout:
     lead_hours: Hours
     members: Hours
     channels: tuple[str, ...]
-    grid: Grid
+    grid: AnyGrid
     unit: Literal["lead", "member"]
 
     def __post_init__(self) -> None:
@@ -66,13 +66,14 @@ class ForecastLayout:
     @property
     def codec(self) -> ShardCodec:
         """Shape of one file."""
-        rows, columns = self.grid.shape
+        rows, columns = self.grid.plane
         return ShardCodec(
             channels=len(self.channels),
             rows=rows,
             columns=columns,
             band=default_band_rows(len(self.channels), self.grid),
             fields=len(self.members) if self.unit == "lead" else 1,
+            dims=self.grid.dims,
         )
 
     def same_as(self, other: "ForecastLayout") -> str | None:
@@ -86,6 +87,8 @@ class ForecastLayout:
 
 class ForecastWriter:
     """Writes forecasts (init_time, lead_time, member, channel, latitude, longitude) as a CF Zarr v3 store.
+
+    On `Healpix` they are (init_time, lead_time, member, channel, cell).
 
     `create` declares the full shape; from then on any number of processes open the path and write slices.
     A slice is one file that appears whole or not at all, so `missing` after a crash is exactly what is left.
@@ -114,7 +117,7 @@ class ForecastWriter:
         lead_times: Sequence[LeadLike],
         members: int | Sequence[int],
         channels: Sequence[str],
-        grid: Grid,
+        grid: AnyGrid,
         unit: Literal["lead", "member"] = "lead",
         attributes: Mapping[str, Any] | None = None,
     ) -> "ForecastWriter":
@@ -165,6 +168,8 @@ class ForecastWriter:
     ) -> None:
         """Write one slice: (member, channel, H, W), or (channel, H, W) with `member` if the unit is a member.
 
+        On `Healpix` the cells stand for (H, W).
+
         A slice that is there already is replaced: a forecast that is run again may differ in rounding, and
         its leads belong together.
 
@@ -178,11 +183,12 @@ class ForecastWriter:
             values = values.detach().to("cpu", torch.float32).numpy()
         field = np.asarray(values, dtype=np.float32)
         key = self._key(init_time, lead_time, member)
-        shape = (self._codec.fields, self._codec.channels, *self.layout.grid.shape)
-        expected = shape if self.layout.unit == "lead" else shape[1:]
+        codec, grid = self._codec, self.layout.grid
+        expected = (codec.fields, codec.channels, *grid.shape)
+        expected = expected if self.layout.unit == "lead" else expected[1:]
         if field.shape != expected:
             raise ValueError(f"values of {key} must have shape {expected}; got {field.shape}")
-        field = field.reshape(shape)
+        field = field.reshape(codec.fields, codec.channels, codec.rows, codec.columns)
         if not np.isfinite(field).all():
             self._refuse(field, init_time, lead_time)
         temporary = self.path / "_wx" / "tmp"
@@ -232,7 +238,7 @@ class ForecastWriter:
             for j, lead in enumerate(self.layout.lead_hours.tolist()):
                 for k, member in enumerate(members):
                     where: Slice = (init, lead) if member is None else (init, lead, member)
-                    found.append((where, f"c.{i}.{j}.{k}.0.0.0" in there))
+                    found.append((where, f"c.{i}.{j}.{k}{self._codec.key_tail}" in there))
         return found
 
     def _key(self, init_time: Any, lead_time: LeadLike, member: int | None) -> str:
@@ -244,7 +250,7 @@ class ForecastWriter:
         i = _place(self._inits, int(to_hours(init_time)), "init time", show(from_hours(to_hours(init_time))))
         j = _place(self._leads, lead_hours(lead_time), "lead time", f"{lead_hours(lead_time)} h")
         k = 0 if member is None else _place(self._members, member, "member", str(member))
-        return f"c.{i}.{j}.{k}.0.0.0"
+        return f"c.{i}.{j}.{k}{self._codec.key_tail}"
 
     def _refuse(self, field: NDArray[np.float32], init_time: Any, lead_time: LeadLike) -> None:
         bad = ~np.isfinite(field)
@@ -307,9 +313,9 @@ def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> 
         "lead_time": (len(layout.lead_hours), 1),
         "member": (len(layout.members), layout.codec.fields),
     }
-    about = {"channels": channel_table(layout.channels), "coordinates": "valid_time"}
+    about = field_attributes(layout.grid, layout.channels, "valid_time")
     forecast = sharded_metadata(layout.codec, leading, about)
-    group = {"Conventions": "CF-1.11", "wxforecast": FORMAT, "unit": layout.unit, **attributes}
+    group = {"Conventions": conventions(layout.grid), "wxforecast": FORMAT, "unit": layout.unit, **attributes}
     write_group(root, group, small, {"forecast": forecast})
 
 
@@ -329,7 +335,7 @@ def _read_layout(root: Path) -> ForecastLayout:
         lead_hours=small("lead_time"),
         members=small("member"),
         channels=small("channel"),
-        grid=Grid(small("latitude"), small("longitude")),
+        grid=read_grid(root, members),
         unit=group["attributes"]["unit"],
     )
 

@@ -53,12 +53,12 @@ def sharded_metadata(
 
     Args:
         codec: shape of a shard.
-        leading: dimension name -> (length, length within one shard) before (channel, latitude, longitude).
+        leading: dimension name -> (length, length within one shard) before the channel.
         attributes: attributes of the array.
     """
-    shape = [length for length, _ in leading.values()] + [codec.channels, codec.rows, codec.columns]
-    shard = [part for _, part in leading.values()] + [codec.channels, codec.padded_rows, codec.columns]
-    dims = (*leading, "channel", "latitude", "longitude")
+    shape = [length for length, _ in leading.values()] + codec.extent(codec.rows)
+    shard = [part for _, part in leading.values()] + codec.extent(codec.padded_rows)
+    dims = (*leading, "channel", *codec.dims)
     return _array("float32", shape, shard, codec.codec_metadata(leading=len(leading)), dims, attributes)
 
 
