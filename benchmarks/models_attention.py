@@ -1,8 +1,7 @@
 """Attention on one CPU thread: forms of neighbourhood attention and, in bfloat16, of global attention.
 
-Process time of the forward pass and of forward plus backward, best of several, all forms taking turns; peak
-memory of forward plus backward beyond the inputs, each form in a process of its own. Every figure but the
-milliseconds is a ratio to the form in use. Run:
+Process time of the forward pass and of forward plus backward, best of several, all forms taking turns; the
+most memory allocated at a time, beyond the inputs. Ratios are to the form in use. Run:
 
     python benchmarks/models_attention.py [--repeats 5] [--flex] [--tiles]
 """
@@ -10,17 +9,17 @@ milliseconds is a ratio to the form in use. Run:
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import wx_models._blocked as implementation
 import wx_models._blocks as blocks
@@ -50,7 +49,7 @@ def window_keys(rows: int, columns: int, size: int) -> Tensor:
 
 def unfold(q: Tensor, k: Tensor, v: Tensor, size: int) -> Tensor:
     """Copies the k x k keys and values of every query."""
-    (b, rows, columns, heads, d), index = q.shape, window_keys(*q.shape[1:3], size)
+    (b, _, _, heads, d), index = q.shape, window_keys(*q.shape[1:3], size)
     keys, values = (
         x.reshape(b, -1, heads * d).index_select(1, index).view(-1, size * size, heads, d).transpose(1, 2)
         for x in (k, v)
@@ -169,19 +168,12 @@ def measure(attend: Form, qkv: Tensor) -> tuple[float, float, Tensor]:
     return middle - begin, total, out.detach()
 
 
-def peak_memory(attend: Form, qkv: Tensor) -> float:
-    """Bytes beyond those of the inputs."""
-    receive, send = multiprocessing.Pipe(duplex=False)
-
-    def child() -> None:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak_memory(attend: Form, qkv: Tensor) -> int:
+    """Bytes that forward plus backward allocate at most at a time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         measure(attend, qkv)
-        send.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-
-    process = multiprocessing.get_context("fork").Process(target=child)
-    process.start()
-    process.join()
-    return float(receive.recv())
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def compare(
@@ -190,7 +182,7 @@ def compare(
     """Prints one row per form; ratios and errors are against the first."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(*shape[:3], 3, *shape[3:], generator=generator).to(dtype)
-    memory = {name: peak_memory(form, qkv) for name, form in forms.items() if name != "flex, compiled"}
+    memory = {name: peak_memory(form, qkv) for name, form in forms.items()}
     runs = {name: [measure(form, qkv)] for name, form in forms.items()}
     for _ in range(repeats - 1):
         for name, form in forms.items():
@@ -201,12 +193,12 @@ def compare(
         (forward, both), used = best[name], best[first]
         error = float((results[0][2] - runs[first][0][2]).abs().max())
         ratios = f"{forward / used[0]:.2f} | {both / used[1]:.2f}"
-        more = memory.get(name, float("nan")) / memory[first]
+        more = memory[name] / memory[first]
         case = f"{shape} | {kernel} | {str(dtype)[6:]} | {name}"
-        print(
-            f"| {case} | {1e3 * forward:.1f} | {1e3 * both:.1f} | {ratios} | {more:.2f} | {error:.0e} |",
-            flush=True,
+        figures = (
+            f"{1e3 * forward:.1f} | {1e3 * both:.1f} | {ratios} | {memory[name] / 2**20:.0f} | {more:.2f}"
         )
+        print(f"| {case} | {figures} | {error:.0e} |", flush=True)
 
 
 def main() -> None:
@@ -216,10 +208,8 @@ def main() -> None:
     parser.add_argument("--tiles", action="store_true", help="sizes of tiles instead of forms")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| (B, H, W, heads, d) | kernel | dtype | form | forward ms | both ms | forward | both | memory | error |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ["(B, H, W, heads, d)", "kernel", "dtype", "form", "forward ms", "both ms", "forward", "both"]
+    print(f"| {' | '.join([*columns, 'MiB', 'memory', 'error'])} |\n|{'---|' * 11}")
     for shape, size in CASES:
         forms = local_forms(shape, size, with_flex=chosen.flex, with_tiles=chosen.tiles)
         compare(shape, f"{size} x {size}", forms, torch.float32, chosen.repeats)

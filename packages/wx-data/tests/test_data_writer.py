@@ -62,8 +62,9 @@ def test_round_trip_in_plain_xarray(tmp_path: Path) -> None:
         }
         expected = INITS[:, None] + np.array([6, 12, 18]).astype("timedelta64[h]")
         np.testing.assert_array_equal(dataset["valid_time"].values, expected)
-        assert dataset["forecast"].attrs["channels"]["tp"]["accumulation_hours"] == 6
-        assert dataset["forecast"].attrs["channels"]["t850"]["units"] == "K"
+        assert dataset["forecast"].sel(channel="tp")["accumulation_hours"] == 6
+        assert dataset["forecast"].sel(channel="t850")["units"] == "K"
+        assert dataset["forecast"].sel(channel="t850")["level"] == 850
         assert dataset.attrs["model"] == "test"
         picked = dataset["forecast"].sel(channel="t850", lead_time=12, member=2)
         np.testing.assert_array_equal(picked.values, values[:, 1, 2, 1])
@@ -279,5 +280,5 @@ def test_cf_attributes(tmp_path: Path) -> None:
     for name, (standard_name, units) in expected.items():
         assert (raw[name].attrs["standard_name"], raw[name].attrs["units"]) == (standard_name, units)
     # Written under `coordinates`, so that CF readers find the two-dimensional time.
-    assert raw["forecast"].attrs["coordinates"] == "valid_time"
-    assert raw["forecast"].attrs["channels"]["z500"]["standard_name"] == "geopotential"
+    assert raw["forecast"].attrs["coordinates"].split()[0] == "valid_time"
+    assert raw["standard_name"].sel(channel="z500") == "geopotential"

@@ -16,7 +16,7 @@ from wx_data._convert import merging
 from wx_data._errors import StoreError
 from wx_data._progress import Progress
 from wx_data._shards import ShardCodec
-from wx_data._store import Store, field_attributes
+from wx_data._store import Store, channel_coordinates, field_attributes
 from wx_data._times import Hours, TimeLike, from_hours, period_hours, show
 from wx_data._zarr3 import SmallArray, read_group, sharded_metadata, write_atomic, write_json
 
@@ -277,7 +277,10 @@ def _padded(mean: NDArray[np.float32], block: int) -> NDArray[np.float32]:
 
 def _publish(store: Store, plan: _Plan, codec: ShardCodec, folder: Path, identity: Mapping[str, Any]) -> None:
     """Move the finished files into the Zarr group; its zarr.json, which names the array, comes last."""
-    attributes = {**field_attributes(store.grid, store.channels), "wx_climatology": dict(identity)}
+    attributes = {
+        **field_attributes(store.grid, *channel_coordinates()),
+        "wx_climatology": dict(identity),
+    }
     leading = {"dayofyear": (_DAYS, _DAYS), "hour": (len(plan.hours), 1)}
     metadata = sharded_metadata(codec, leading, attributes)
     metadata["shape"][3] = store.codec.rows
@@ -302,4 +305,6 @@ def _publish(store: Store, plan: _Plan, codec: ShardCodec, folder: Path, identit
 def _finished(store: Store) -> dict[str, Any] | None:
     members = read_group(store.path)["consolidated_metadata"]["metadata"]
     attributes: dict[str, Any] = members.get(_NAME, {}).get("attributes", {})
-    return attributes.get("wx_climatology")
+    text = attributes.get("wx_climatology")
+    found: dict[str, Any] | None = None if text is None else json.loads(text)
+    return found

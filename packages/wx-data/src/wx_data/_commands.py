@@ -182,7 +182,7 @@ def run_climatology(arguments: Arguments) -> int:
         memory_bytes=int(arguments.memory * 1e9),
         progress=not arguments.no_progress,
     )
-    about = found.attrs["wx_climatology"]
+    about = json.loads(found.attrs["wx_climatology"])
     result = {"store": store.path, "sizes": dict(found.sizes), **about}
     sizes = ", ".join(f"{name} {size}" for name, size in found.sizes.items())
     _print(arguments, result, [f"{store.path}: climatology of {' to '.join(about['period'])} ({sizes})"])

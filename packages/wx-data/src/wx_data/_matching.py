@@ -198,9 +198,6 @@ def _packed(spec: Channel, dataset: xr.Dataset) -> tuple[xr.DataArray, dict[str,
 def _packed_units(spec: Channel, array: xr.DataArray, place: int) -> str:
     if "units" in array.coords:
         return str(np.atleast_1d(array.coords["units"].values)[place])
-    table = array.attrs.get("channels", {})
-    if spec.name in table:
-        return str(table[spec.name]["units"])
     raise SourceError(
         f"channel {spec.name}: array {array.name!r} states no units; give it a coordinate units(channel)"
     )

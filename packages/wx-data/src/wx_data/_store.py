@@ -3,6 +3,7 @@
 On `Healpix` the array is (time, channel, cell): a cell is what a row of latitude is elsewhere.
 """
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ _BAND_BYTES = 4 << 20  # finer bands decode faster (they stay in cache) but cost
 _MIN_BAND_BYTES = 1 << 20
 _BANDS = 16  # so that half of the rows are little more than half of the bytes
 _CRS = "crs"
+_CHANNEL_TEXTS = ("units", "standard_name", "long_name", "cell_methods")
 _TIME_ATTRIBUTES = {
     "standard_name": "time",
     "units": "hours since 1970-01-01",
@@ -70,15 +72,15 @@ class StoreLayout:
         """Write metadata, coordinates and static fields."""
         small = {
             "time": SmallArray(self.hours, ("time",), _TIME_ATTRIBUTES),
-            "channel": SmallArray(self.channels, ("channel",), {"long_name": "channel"}),
+            **channel_arrays(self.channels),
             **grid_arrays(self.grid),
         }
         if self.statics:
-            small["static_channel"] = SmallArray(tuple(self.statics), ("static_channel",), {})
+            small |= channel_arrays(tuple(self.statics), "static_")
             stacked = np.stack([np.asarray(self.statics[name], dtype=np.float32) for name in self.statics])
-            about = field_attributes(self.grid, tuple(self.statics))
+            about = field_attributes(self.grid, *channel_coordinates("static_"))
             small["static"] = SmallArray(stacked, ("static_channel", *self.grid.dims), about)
-        about = field_attributes(self.grid, self.channels)
+        about = field_attributes(self.grid, *channel_coordinates())
         data = sharded_metadata(self.codec, {"time": (len(self.hours), 1)}, about)
         attributes = {"Conventions": conventions(self.grid), "wxstore": FORMAT, **self.attributes}
         write_group(root, attributes, small, {"data": data})
@@ -117,15 +119,41 @@ def grid_arrays(grid: AnyGrid) -> dict[str, SmallArray]:
     }
 
 
-def field_attributes(grid: AnyGrid, names: Sequence[str], *coordinates: str) -> dict[str, Any]:
-    """Attributes of an array of fields: its channels, further coordinates, and the grid mapping."""
-    about: dict[str, Any] = {"channels": channel_table(names)}
-    if isinstance(grid, Healpix):
-        coordinates = (*coordinates, "latitude", "longitude", _CRS)
-        about["grid_mapping"] = _CRS
-    if coordinates:
-        about["coordinates"] = " ".join(coordinates)
-    return about
+def channel_arrays(names: tuple[str, ...], prefix: str = "") -> dict[str, SmallArray]:
+    """The channels of an array, and what is known of each: coordinates along them, "" or NaN for nothing."""
+    specs, dims = [channel(name) for name in names], (f"{prefix}channel",)
+
+    def numbers(values: Sequence[int | None], attributes: Mapping[str, str]) -> SmallArray:
+        return SmallArray(np.array(values, dtype=np.float64), dims, attributes)
+
+    texts = {name: tuple(str(spec.attributes().get(name) or "") for spec in specs) for name in _CHANNEL_TEXTS}
+    return {
+        f"{prefix}channel": SmallArray(names, dims, {"long_name": "channel"}),
+        f"{prefix}level": numbers(
+            [spec.level for spec in specs],
+            {"standard_name": "air_pressure", "units": "hPa", "positive": "down"},
+        ),
+        f"{prefix}accumulation_hours": numbers(
+            [spec.accumulation_hours for spec in specs], {"long_name": "accumulation", "units": "h"}
+        ),
+        **{
+            f"{prefix}{name}": SmallArray(values, dims, {"long_name": f"{name} of the channel"})
+            for name, values in texts.items()
+        },
+    }
+
+
+def channel_coordinates(prefix: str = "") -> tuple[str, ...]:
+    """Names of the coordinates of `channel_arrays`, the channel itself left out."""
+    return tuple(f"{prefix}{name}" for name in ("level", "accumulation_hours", *_CHANNEL_TEXTS))
+
+
+def field_attributes(grid: AnyGrid, *coordinates: str) -> dict[str, Any]:
+    """Attributes of an array of fields: coordinates beyond its dimensions, and the grid mapping."""
+    if isinstance(grid, Grid):
+        return {"coordinates": " ".join(coordinates)}
+    listed = " ".join((*coordinates, "latitude", "longitude", _CRS))
+    return {"coordinates": listed, "grid_mapping": _CRS}
 
 
 def read_grid(root: Path, members: Mapping[str, Metadata]) -> AnyGrid:
@@ -135,11 +163,6 @@ def read_grid(root: Path, members: Mapping[str, Metadata]) -> AnyGrid:
         return Healpix(about["healpix_nside"], about["healpix_order"])
     latitude, longitude = (read_small(root, name, members[name]) for name in ("latitude", "longitude"))
     return Grid(np.asarray(latitude), np.asarray(longitude))
-
-
-def channel_table(names: Sequence[str] | Mapping[str, Any]) -> dict[str, dict[str, object]]:
-    """Attributes per channel, as JSON data."""
-    return {name: channel(name).attributes() for name in names}
 
 
 def default_band_rows(channels: int, grid: AnyGrid) -> int:
@@ -214,7 +237,7 @@ class Store:
         self.path = Path(path)
         group = _open_group(self.path)
         members = group["consolidated_metadata"]["metadata"]
-        self.attributes: dict[str, Any] = group["attributes"]
+        self.attributes: dict[str, Any] = _decoded(group["attributes"])
         self.channels: tuple[str, ...] = tuple(self._small("channel", members))
         self.hours: Hours = np.asarray(self._small("time", members), dtype=np.int64)
         self.times: NDArray[np.datetime64] = from_hours(self.hours)
@@ -483,6 +506,15 @@ def field_array(
         coords["cell"] = ("cell", cells, {"nside": grid.nside, "order": grid.order})
     coords["units"] = ("channel", [channel(name).units for name in names])
     return xr.DataArray(values, coords, ("time", "channel", *grid.dims))
+
+
+def _decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables and lists, which the group holds as JSON text."""
+    found = dict(attributes)
+    for name in ("provenance", "fills", "holes", "rounding"):
+        if isinstance(found.get(name), str):
+            found[name] = json.loads(found[name])
+    return found
 
 
 def _open_group(path: Path) -> Metadata:

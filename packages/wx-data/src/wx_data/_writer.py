@@ -17,7 +17,15 @@ from wx_data._errors import StoreError
 from wx_data._healpix import AnyGrid
 from wx_data._manifest import read_plan
 from wx_data._shards import ShardCodec
-from wx_data._store import conventions, default_band_rows, field_attributes, grid_arrays, read_grid
+from wx_data._store import (
+    channel_arrays,
+    channel_coordinates,
+    conventions,
+    default_band_rows,
+    field_attributes,
+    grid_arrays,
+    read_grid,
+)
 from wx_data._times import Hours, LeadLike, from_hours, lead_hours, leads_hours, show, to_hours
 from wx_data._zarr3 import SmallArray, read_group, read_small, sharded_metadata, write_atomic, write_group
 
@@ -131,7 +139,8 @@ class ForecastWriter:
             channels: names of the lexicon.
             grid: of every field.
             unit: one file per (init, "lead") with all members, or per (init, lead, "member").
-            attributes: JSON data for the group: model, settings, provenance.
+            attributes: JSON data for the group: model, settings, provenance. Tables become JSON text, since
+                NetCDF has none.
 
         Raises:
             StoreError: the path holds something else.
@@ -306,14 +315,14 @@ def _declare(root: Path, layout: ForecastLayout, attributes: dict[str, Any]) -> 
         "valid_time": (valid, ("init_time", "lead_time")),
     }
     small = {name: SmallArray(values, dims, _ATTRIBUTES[name]) for name, (values, dims) in arrays.items()}
-    small["channel"] = SmallArray(layout.channels, ("channel",), {"long_name": "channel"})
+    small |= channel_arrays(layout.channels)
     small |= grid_arrays(layout.grid)
     leading = {
         "init_time": (len(layout.init_hours), 1),
         "lead_time": (len(layout.lead_hours), 1),
         "member": (len(layout.members), layout.codec.fields),
     }
-    about = field_attributes(layout.grid, layout.channels, "valid_time")
+    about = field_attributes(layout.grid, "valid_time", *channel_coordinates())
     forecast = sharded_metadata(layout.codec, leading, about)
     group = {"Conventions": conventions(layout.grid), "wxforecast": FORMAT, "unit": layout.unit, **attributes}
     write_group(root, group, small, {"forecast": forecast})

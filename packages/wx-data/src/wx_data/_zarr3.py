@@ -76,10 +76,21 @@ def write_group(
     group = {
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": dict(attributes),
+        "attributes": plain_attributes(attributes),
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
     }
     write_json(root / "zarr.json", group)
+
+
+def plain_attributes(attributes: Mapping[str, Any]) -> Metadata:
+    """Attributes that NetCDF can hold as well: tables, empty lists and truth values become JSON text."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return bool(value) and all(isinstance(item, (int, float, str)) for item in value)
+        return isinstance(value, (int, float, str)) and not isinstance(value, bool)
+
+    return {name: value if plain(value) else json.dumps(value) for name, value in attributes.items()}
 
 
 def read_group(root: Path) -> Metadata:
@@ -148,7 +159,7 @@ def _array(
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": _FILL.get(kind, 0),
         "codecs": codecs,
-        "attributes": dict(attributes),
+        "attributes": plain_attributes(attributes),
         "dimension_names": list(dims),
         "storage_transformers": [],
     }
