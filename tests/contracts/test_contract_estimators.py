@@ -48,6 +48,9 @@ def refused_network_spec(spec: SpecWithNoiseWidth) -> wx_estimators.NetworkSpec:
     return spec  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
+WITHOUT_X = wx_models.Stream(("state",), 12), wx_models.Stream(("previous",), 4)
+
+
 def transformer(**settings: Any) -> wx_models.LatentTransformer:
     """A small network in float64, with weights that let every input reach the output."""
     config = wx_models.LatentTransformerConfig(
@@ -74,7 +77,7 @@ def forced_denoiser() -> wx_estimators.Network:
 
 
 def noise_driven() -> wx_estimators.Network:
-    return transformer(takes_x=False, takes_t=False, noise_dim=4)
+    return transformer(streams=WITHOUT_X, takes_t=False, noise_dim=4)
 
 
 class PredictWithoutNoise(Protocol):
@@ -424,7 +427,8 @@ MakeEstimator = Callable[[], wx_estimators.Estimator]
 def network_for(estimator: wx_estimators.Estimator) -> wx_models.LatentTransformer:
     needed = estimator.required(CHANNELS)
     [noise_dim] = needed.noise or (0,)
-    return transformer(takes_x=needed.takes_x, takes_t=needed.takes_t, noise_dim=noise_dim)
+    streams = () if needed.takes_x else WITHOUT_X
+    return transformer(streams=streams, takes_t=needed.takes_t, noise_dim=noise_dim)
 
 
 def conditions(batch: int) -> tuple[Tensor, Inputs]:

@@ -87,7 +87,8 @@ def bound_edm() -> Sampler:
 
 
 def bound_crps() -> Sampler:
-    net = network(takes_x=False, takes_t=False, noise_dim=4)
+    streams = wx_models.Stream(("state",), 12), wx_models.Stream(("previous",), 4)
+    net = network(streams=streams, takes_t=False, noise_dim=4)
     return wx_estimators.bind(wx_estimators.EnsembleCRPS(noise_shape=(4,)), net)
 
 

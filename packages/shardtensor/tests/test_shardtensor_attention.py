@@ -349,6 +349,19 @@ def neighborhood_of_some_rows(mesh):
             close(local_attention(*parts, kernel=(3, 3), row_offset=2), want)
 
 
+@case("1", "2", "3")
+def neighborhood_across_poles(mesh):
+    """Rows beyond a pole come from the ranks that hold them; a kernel as high as the grid needs all."""
+    q, k, v = (random(2, 7, 4, 2, 3, seed=s) for s in range(3))
+    for poles in ("cross", "cross_pole_row"):
+        for kernel in ((3, 3), (7, 3), (1, 3)):
+            run = lambda q, k, v, n=kernel, p=poles: local_attention(q, k, v, kernel=n, poles=p)  # noqa: E731
+            compare(run, mesh, [(q, 1), (k, 1), (v, 1)])
+        run = lambda q, k, v, p=poles: local_attention(q, k, v, kernel=(5, 3), poles=p)  # noqa: E731
+        compare(run, mesh, [(q, 1), (k, None), (v, None)])
+        compare(run, mesh, [(q, 3), (k, 3), (v, 3)])
+
+
 @case("2x2")
 def neighborhood_on_a_grid(mesh):
     inputs = [random(*shape, seed=s) for s, shape in enumerate(GRID)]
@@ -401,6 +414,14 @@ def neighborhood_refusals(mesh):
     columns = [shard(random(1, 7, 6, 2, 3), mesh, 2) for _ in range(3)]
     with pytest.raises(UnsupportedShardedOp, match="do not wrap"):
         local_attention(*columns, kernel=(3, 3), longitude="clamp")
+    with pytest.raises(UnsupportedShardedOp, match="turn at the poles"):
+        local_attention(*columns, kernel=(3, 3), poles="cross")
+    with pytest.raises(ValueError, match="poles must be one of"):
+        local_attention(*parts, kernel=(3, 3), poles="reflect")
+    with pytest.raises(ValueError, match="must be even"):
+        local_attention(
+            *(shard(random(1, 7, 5, 2, 3), mesh, 1) for _ in range(3)), kernel=(3, 3), poles="cross"
+        )
     with pytest.raises(ValueError, match="more rows"):
         local_attention(*parts, kernel=(9, 3))
     with pytest.raises(ValueError, match="more columns"):

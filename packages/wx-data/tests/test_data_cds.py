@@ -89,6 +89,7 @@ class FakeStore:
         self.hold = False
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of clients that hang up early
         self._server = server
         self.url = f"http://127.0.0.1:{server.server_address[1]}/api"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -141,6 +141,7 @@ class Server:
         self.bytes = 0
         server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of clients that hang up early
         self._server = server
         self.root = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

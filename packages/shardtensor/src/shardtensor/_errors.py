@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import torch
+from shardtensor._plans import constant
 
 
 class GatherWarning(UserWarning):
@@ -32,7 +32,7 @@ class UnsupportedShardedOp(NotImplementedError):
         return f"{self.op}: {self.reason}. {self.remedy}"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def warn_of_gather(text: str, stacklevel: int) -> bool:
     """Warns; in a compiled graph once, while it is made: Dynamo does not trace a warning of this kind."""
     warnings.warn(text, GatherWarning, stacklevel=stacklevel)

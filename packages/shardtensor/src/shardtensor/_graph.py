@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._library.effects import EffectType
 
+from shardtensor._plans import constant
+
 _group_named: Any = torch._C._distributed_c10d._resolve_process_group
 gather_equal = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # torch 2.13, before
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def keep_order() -> bool:
     """Switches off, from the first graph with a collective on, the passes of Inductor that reorder operators.
 

@@ -28,16 +28,22 @@ def neighborhood_handler(
 
     `func` works on (B, H, W, heads, d). Query row i attends to the kh key rows from
     clamp(i + row_offset - kh // 2, 0, H_k - kh) on, H_k rows of keys in all; query column j to the kw columns
-    from j - kw // 2 on, around the globe. A rank fetches the union of its windows and calls `func` on local
-    tensors: with the row offset that this implies, and where columns are sharded with kw // 2 more columns of
-    keys on either side, and as many queries of zeros, which are cut off again. Rows, columns, batch and heads
-    may be sharded. Use it as `register_function_handler(func, neighborhood_handler)`; `func` must pass q, k
-    and v by position to `handle_torch_function`.
+    from j - kw // 2 on, around the globe. With an option `poles` other than "clamp" rows go on across the
+    poles, turned by half the columns: row -1 is row 0 ("cross") or row 1 ("cross_pole_row").
+
+    A rank fetches the union of its windows and calls `func` on local tensors: with the row offset that this
+    implies, and where columns are sharded with kw // 2 more columns of keys on either side, and as many
+    queries of zeros, which are cut off again. Rows from across the poles come among the keys, with
+    poles="clamp". Rows, columns, batch and heads may be sharded. Use it as
+    `register_function_handler(func, neighborhood_handler)`; `func` must pass q, k and v by position to
+    `handle_torch_function`.
 
     Raises:
         UnsupportedShardedOp: channels are sharded, keys are sharded over a grid dimension and queries are
-            not, or columns are sharded that do not wrap (`longitude` other than "periodic").
-        ValueError: the kernel is larger than the grid of keys, or the grids do not match.
+            not, or columns are sharded that do not wrap (`longitude` other than "periodic") or that turn at
+            the poles.
+        ValueError: the kernel is larger than the grid of keys, the grids do not match, or rows cannot cross
+            the poles.
     """
     q, k, v = args
     extra = dict(kwargs)
@@ -46,13 +52,25 @@ def neighborhood_handler(
     over_rows, over_columns = (_queries_dim(func.__name__, q, k, v, axis) for axis in (_ROWS, _COLUMNS))
     query, key, value, halo = q, k, v, 0
     cut: list[tuple[int, int, Sizes]] = []  # mesh dimensions that alignment does not see
+    poles = extra.get("poles", "clamp")
+    _check_poles(poles, k, extra.get("longitude", "periodic"))
+    if poles != "clamp" and over_columns is not None:
+        raise unsupported(
+            func.__name__, (q, k, v), {}, "columns that turn at the poles are sharded", _BY_ROWS
+        )
     if over_rows is not None:
-        sizes = q.spec.sizes[over_rows]
-        windows = key_windows(sizes, k.shape[_ROWS], kernel[0], offset)
+        sizes, rank = q.spec.sizes[over_rows], q.spec.coordinate[over_rows]
         query = _stripped(query.local, query, over_rows)
-        wants: Wants = tuple((window[:2],) for window in windows)
-        key, value = (_fetched(x, _ROWS, q.spec, over_rows, wants) for x in (key, value))
-        offset = windows[q.spec.coordinate[over_rows]][2]
+        if poles == "clamp":
+            windows = key_windows(sizes, k.shape[_ROWS], kernel[0], offset)
+            wants: Wants = tuple((window[:2],) for window in windows)
+            key, value = (_fetched(x, _ROWS, q.spec, over_rows, wants) for x in (key, value))
+            offset = windows[rank][2]
+        else:
+            wants, beyond = rows_across(sizes, k.shape[_ROWS], kernel[0], offset, poles == "cross_pole_row")
+            key, value = (_fetched(x, _ROWS, q.spec, over_rows, wants) for x in (key, value))
+            key, value = (_turned(x, *beyond[rank]) for x in (key, value))
+            offset, extra["poles"] = kernel[0] // 2, "clamp"
         cut.append((over_rows, _ROWS, sizes))
     if over_columns is not None:
         sizes = q.spec.sizes[over_columns]
@@ -80,7 +98,19 @@ def neighborhood_handler(
     return place(out.local, out.spec, dims, extents) if cut else out
 
 
+_POLES = ("clamp", "cross", "cross_pole_row")
 _BY_ROWS = "Call .redistribute([Shard(1)]) on queries, keys and values to shard the rows."
+
+
+def _check_poles(poles: str, k: Operand, longitude: str) -> None:
+    """Checks what `func` does not see where it gets the rows from across the poles among the keys."""
+    if poles not in _POLES:
+        raise ValueError(f"poles must be one of {_POLES}, got {poles!r}")
+    if poles != "clamp" and (k.shape[_COLUMNS] % 2 or longitude != "periodic"):
+        raise ValueError(
+            f"poles={poles!r} turns rows by half their columns, which must be even and wrap; got "
+            f"{k.shape[_COLUMNS]} columns and longitude={longitude!r}"
+        )
 
 
 def _check(q: Operand, k: Operand, v: Operand, kernel: Sequence[int]) -> None:
@@ -110,6 +140,27 @@ def key_windows(sizes: Sizes, keys: int, kernel: int, offset: int) -> tuple[tupl
         )
         windows.append((start, end + kernel, first + offset - start))
     return tuple(windows)
+
+
+@planned
+def rows_across(
+    sizes: Sizes, keys: int, kernel: int, offset: int, at_pole: bool
+) -> tuple[Wants, tuple[tuple[int, int], ...]]:
+    """Returns for every rank the key rows that its queries see, also across the poles, and how many of them
+    lie beyond the first and the last row.
+
+    A rank without queries gets the window of one neighbouring query.
+    """
+    last_query, reach, wants, beyond = sum(sizes) - 1, kernel // 2, [], []
+    for first, rows in zip(offsets(sizes), sizes, strict=True):
+        start = min(first, last_query) + offset - reach
+        stop = start + max(rows, 1) + 2 * reach
+        north, south = (tuple(range(start, 0)), tuple(range(keys, stop)))
+        mirrored = [at_pole - 1 - row for row in north], [2 * keys - 1 - at_pole - row for row in south]
+        before, after = (tuple((row, row + 1) for row in side) for side in mirrored)
+        wants.append((*before, (max(start, 0), min(stop, keys)), *after))
+        beyond.append((len(north), len(south)))
+    return tuple(wants), tuple(beyond)
 
 
 @planned
@@ -150,6 +201,19 @@ def _fetched(x: Operand, axis: int, spec: ShardSpec, m: int, wants: Wants) -> Op
     if x.spec.dims[m] is None:
         return _stripped(_taken(shared(x.local, spec, [m]), axis, mine), x, m)
     return _stripped(fetch_rows(x.local, axis, x.spec, m, wants), x, m)
+
+
+def _turned(x: Operand, north: int, south: int) -> Operand:
+    """Turns the rows beyond the poles by half the columns."""
+    if isinstance(x, ShardTensor):
+        return ShardTensor(_turned_rows(x.local, north, south), x.spec)
+    return _turned_rows(x, north, south)
+
+
+def _turned_rows(x: Tensor, north: int, south: int) -> Tensor:
+    parts = x.split([north, x.shape[_ROWS] - north - south, south], _ROWS)
+    half = x.shape[_COLUMNS] // 2
+    return torch.cat([parts[0].roll(half, _COLUMNS), parts[1], parts[2].roll(half, _COLUMNS)], _ROWS)
 
 
 def _taken(x: Tensor, axis: int, intervals: tuple[Interval, ...]) -> Tensor:

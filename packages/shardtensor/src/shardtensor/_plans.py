@@ -6,12 +6,20 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import ParamSpec, TypeVar
 
-import torch
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _MOST_PLANS = 8192
+
+
+def constant(function: Callable[P, T]) -> Callable[P, T]:
+    """Has torch.compile take the result of a function for a constant.
+
+    It sets what `torch.compiler.assume_constant_result` sets; that one imports the compiler, a second more
+    for every program, compiled or not.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def planned(function: Callable[P, T]) -> Callable[P, T]:
@@ -26,5 +34,4 @@ def planned(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         return cached(*args, **kwargs)  # type: ignore[arg-type]
 
-    constant: Callable[P, T] = torch.compiler.assume_constant_result(call)
-    return constant
+    return constant(call)

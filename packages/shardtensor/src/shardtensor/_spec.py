@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 
+from shardtensor._plans import constant
 from shardtensor._wire import Group
 
 Sizes: TypeAlias = tuple[int, ...]
@@ -255,14 +256,14 @@ def derive(spec: ShardSpec, dims: Dims, shape: Sequence[int], sizes: tuple[Sizes
     return found
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def spec_named(name: str) -> ShardSpec:
     """Returns a layout by its name, as a constant of the compiled graph: no size of it becomes symbolic."""
     return _BY_NAME[name]
 
 
 # Arguments that Dynamo takes for constants: a mesh goes by its name, which is a string and never symbolic.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _derive(mesh: str, dims: Dims, shape: Sizes, sizes: tuple[Sizes | None, ...]) -> ShardSpec:
     key = (mesh, dims, shape, sizes)
     known = _DERIVED.get(key)

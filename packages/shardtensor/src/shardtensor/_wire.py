@@ -18,6 +18,7 @@ from shardtensor._graph import (  # this import registers the operators of compi
     gather_equal,
     keep_order,
 )
+from shardtensor._plans import constant
 
 Kind: TypeAlias = Literal["all_to_all", "all_reduce", "all_gather"]
 
@@ -193,7 +194,7 @@ class Pending:
             raise self.fail(error) from error
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def reduce_name(op: Any) -> str:
     """Returns the name of one of torch's reductions, as `all_reduce` of compiled graphs takes it."""
     return str(op).rpartition(".")[2]

@@ -245,12 +245,12 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _period(text: str) -> tuple[str, str]:
-    first, colon, last = text.partition(":")
+    first, _, last = text.partition(":")
     try:
-        np.datetime64(first), np.datetime64(last)
+        dates = [np.datetime64(part) for part in (first, last) if part]
     except ValueError:
-        colon = ""
-    if not (colon and first and last):
+        dates = []
+    if len(dates) < 2:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not FIRST:LAST, as in 1979:2017 or 2001-01-01T06:2001-02-03T18"
         )

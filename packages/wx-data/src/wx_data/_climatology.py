@@ -22,6 +22,7 @@ from wx_data._zarr3 import SmallArray, read_group, sharded_metadata, write_atomi
 
 Floats = NDArray[np.float64]
 _DAYS = 366
+_YEAR: Any = np.timedelta64(1, "Y")
 _NAME = "climatology"
 
 
@@ -169,12 +170,12 @@ def _calendar(hours: Hours, half: int) -> NDArray[np.int64]:
     days = from_hours(hours).astype("datetime64[D]")
     years = days.astype("datetime64[Y]")
     day = (days - years.astype("datetime64[D]")).astype(np.int64) + 1
-    before, own = _length(years - 1), _length(years)
+    before, own = _length(years - _YEAR), _length(years)
     return np.stack((day, np.where(day <= half + 1, before, 0), np.where(day + half >= 365, own, 0)), axis=1)
 
 
 def _length(years: NDArray[np.datetime64]) -> NDArray[np.int64]:
-    days = (years + 1).astype("datetime64[D]") - years.astype("datetime64[D]")
+    days = (years + _YEAR).astype("datetime64[D]") - years.astype("datetime64[D]")
     return np.asarray(days.astype(np.int64))
 
 

@@ -81,6 +81,8 @@ def show(time: Any) -> str:
 def _end(time: TimeLike) -> np.datetime64:
     """The last nanosecond of a date, month or year; any other time as it is."""
     stamp: Any = np.datetime64(time)
-    whole = not isinstance(time, datetime) and np.datetime_data(stamp.dtype)[0] in ("Y", "M", "W", "D")
-    end: np.datetime64 = (stamp + int(whole)).astype("datetime64[ns]")
-    return end - np.timedelta64(1, "ns") if whole else end
+    unit: Any = np.datetime_data(stamp.dtype)[0]
+    if isinstance(time, datetime) or unit not in ("Y", "M", "W", "D"):
+        return np.datetime64(stamp, "ns")
+    after: np.datetime64 = (stamp + np.timedelta64(1, unit)).astype("datetime64[ns]")
+    return after - np.timedelta64(1, "ns")

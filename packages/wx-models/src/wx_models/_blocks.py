@@ -6,7 +6,7 @@ Tokens keep the form (N, h, w, D) throughout, so that latitude rows stay a dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -14,30 +14,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wx_models._attention import neighborhood_attention
 
-_LAYER_NORM_EPS = 1e-6
 _ZERO = ("modulation", "output.linear", "mixing.conv", "skip.proj")
 _SCORE_BYTES = 1 << 28
 _TIME_SCALE = 1000.0
-_TIME_FEATURES = 256
+TIME_FEATURES = 256
 _MAX_PERIOD = 10000.0
 
 
 class PatchEmbedding(nn.Module):
     """Fields (N, C, H, W) to tokens (N, h, w, D): pad, strided convolution, fixed, learned or no position.
 
-    The grid is padded to whole patches: reflected rows at the south, wrapped columns in the east.
+    The grid is padded to whole patches: rows at the south by `pad_rows`, wrapped columns in the east.
     """
 
     position: Tensor | None
 
     def __init__(
-        self, channels: int, width: int, grid: tuple[int, int], patch: tuple[int, int], *, position: str
+        self,
+        channels: int,
+        width: int,
+        grid: tuple[int, int],
+        patch: tuple[int, int],
+        *,
+        position: str,
+        poles: str = "clamp",
     ) -> None:
         super().__init__()
         tokens = token_grid(grid, patch)
+        self.poles = poles
         self.padding = (tokens[1] * patch[1] - grid[1], tokens[0] * patch[0] - grid[0])
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
         if position == "none":
@@ -50,7 +58,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         east, south = self.padding
         if south:
-            x_NCHW = F.pad(x_NCHW, (0, 0, 0, south), mode="reflect")
+            x_NCHW = pad_rows(x_NCHW, 0, south, self.poles)
         if east:
             x_NCHW = F.pad(x_NCHW, (0, east, 0, 0), mode="circular")
         with full_precision(x_NCHW):
@@ -61,6 +69,28 @@ class PatchEmbedding(nn.Module):
 def token_grid(grid: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
     """Returns the number of patches along latitude and longitude, the last ones padded."""
     return -(-grid[0] // patch[0]), -(-grid[1] // patch[1])
+
+
+def pad_rows(x_NCHW: Tensor, north: int, south: int, poles: str) -> Tensor:
+    """Adds rows beyond the first and the last row.
+
+    "clamp": the rows on this side of the pole, reflected. "cross": the rows on the other side, which are
+    those of this side in reverse order, turned by half the globe; "cross_pole_row": the same, but the first
+    and the last row lie at the poles and are not repeated. Components of a vector change sign across a pole;
+    rows are continued as they are, and a network has to learn that.
+    """
+    if poles == "clamp":
+        return F.pad(x_NCHW, (0, 0, north, south), mode="reflect")
+    turned, rows = x_NCHW.roll(x_NCHW.shape[-1] // 2, -1), x_NCHW.shape[-2]
+    once = int(poles == "cross_pole_row")
+    above = turned[..., once : once + north, :].flip(-2)
+    below = turned[..., rows - once - south : rows - once, :].flip(-2)
+    return torch.cat([above, x_NCHW, below], dim=-2)
+
+
+def token_poles(poles: str, patch: tuple[int, int]) -> str:
+    """Returns the rule for tokens: a row of patches lies beside a pole, a row of points may lie at it."""
+    return "cross" if poles == "cross_pole_row" and patch[0] > 1 else poles
 
 
 def sincos_position(rows: int, columns: int, width: int) -> Tensor:
@@ -77,20 +107,17 @@ def sincos_position(rows: int, columns: int, width: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Fourier features of 1000 t, then Linear, SiLU, Linear: (M,) -> (M, D)."""
-
-    frequencies: Tensor
+    """cos and sin of 1000 t / 10000^(i / 128), i < 128, then Linear, SiLU, Linear: (M,) -> (M, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        half = _TIME_FEATURES // 2
-        frequencies = _TIME_SCALE * np.exp(np.arange(half) * (-math.log(_MAX_PERIOD) / half))
-        table = torch.as_tensor(frequencies, dtype=torch.float32)
-        self.register_buffer("frequencies", table, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t_M: Tensor) -> Tensor:
-        angle = t_M[:, None] * self.frequencies
+        half = TIME_FEATURES // 2
+        # In the order of the published code: the argument is 1000, where rounding is felt.
+        index = torch.arange(half, dtype=t_M.dtype, device=t_M.device)
+        angle = (_TIME_SCALE * t_M)[:, None] * torch.exp(-math.log(_MAX_PERIOD) * index / half)
         with full_precision(angle):
             embedded: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
         return embedded
@@ -113,15 +140,22 @@ class Attention(nn.Module):
     """Multi-head self-attention over all tokens, or over a window when `kernel` is given."""
 
     def __init__(
-        self, width: int, heads: int, *, kernel: tuple[int, int] | None, longitude: str, qk_norm: bool
+        self,
+        width: int,
+        heads: int,
+        *,
+        kernel: tuple[int, int] | None,
+        longitude: str,
+        poles: str,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
-        self.heads, self.kernel, self.longitude = heads, kernel, longitude
+        self.heads, self.kernel, self.longitude, self.poles = heads, kernel, longitude, poles
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         head = width // heads
-        self.q_norm = nn.LayerNorm(head, eps=_LAYER_NORM_EPS) if qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head, eps=_LAYER_NORM_EPS) if qk_norm else nn.Identity()
+        self.q_norm = nn.LayerNorm(head, eps=1e-6) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head, eps=1e-6) if qk_norm else nn.Identity()
 
     def forward(self, x_NhwD: Tensor) -> Tensor:
         qkv: Tensor = self.qkv(x_NhwD)
@@ -130,7 +164,9 @@ class Attention(nn.Module):
         if self.kernel is None:
             mixed = _global_attention(q, k, v)
         else:
-            local = partial(neighborhood_attention, kernel=self.kernel, longitude=self.longitude)
+            local = partial(
+                neighborhood_attention, kernel=self.kernel, longitude=self.longitude, poles=self.poles
+            )
             mixed = _in_float32_on_cpu(local, q, k, v)
         out: Tensor = self.proj(mixed.flatten(-2))
         return out
@@ -188,6 +224,7 @@ class Block(nn.Module):
         mlp_ratio: int,
         kernel: tuple[int, int] | None,
         longitude: str = "periodic",
+        poles: str = "clamp",
         qk_norm: bool = False,
         noise: bool = False,
         mixing: int = 0,
@@ -195,8 +232,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = gate
-        self.mixing = LocalMixing(width, mixing) if mixing else None
-        self.attn = Attention(width, heads, kernel=kernel, longitude=longitude, qk_norm=qk_norm)
+        self.mixing = LocalMixing(width, mixing, poles=poles) if mixing else None
+        self.attn = Attention(width, heads, kernel=kernel, longitude=longitude, poles=poles, qk_norm=qk_norm)
         self.mlp = MLP(width, mlp_ratio * width, width)
         self.modulation = nn.Linear(width, 6 * width)
         self.noise_modulation = nn.Linear(width, 6 * width) if noise else None
@@ -215,22 +252,27 @@ class Block(nn.Module):
 
 def normalise(x_NhwD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without own parameters, then the affine map given by the condition."""
-    x_NhwD = F.layer_norm(x_NhwD, x_NhwD.shape[-1:], eps=_LAYER_NORM_EPS)
+    # The number itself: a compiled checkpoint with dynamic=True takes a global float for an input it lacks.
+    x_NhwD = F.layer_norm(x_NhwD, x_NhwD.shape[-1:], eps=1e-6)
     return x_NhwD * (1 + scale) + shift
 
 
 class LocalMixing(nn.Module):
-    """Depthwise convolution of tokens (N, h, w, D): wrapped columns, rows repeated at the poles."""
+    """Depthwise convolution of tokens (N, h, w, D): wrapped columns, rows repeated or continued at poles."""
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, width: int, kernel: int, *, poles: str = "clamp") -> None:
         super().__init__()
-        self.reach = kernel // 2
+        self.reach, self.poles = kernel // 2, poles
         self.conv = nn.Conv2d(width, width, kernel, groups=width)
 
     def forward(self, x_NhwD: Tensor) -> Tensor:
-        r = self.reach
-        wrapped = F.pad(x_NhwD.permute(0, 3, 1, 2), (r, r, 0, 0), mode="circular")
-        mixed: Tensor = self.conv(F.pad(wrapped, (0, 0, r, r), mode="replicate"))
+        r, tokens = self.reach, x_NhwD.permute(0, 3, 1, 2)
+        if self.poles != "clamp":
+            tokens = pad_rows(tokens, r, r, self.poles)
+        wrapped = F.pad(tokens, (r, r, 0, 0), mode="circular")
+        if self.poles == "clamp":
+            wrapped = F.pad(wrapped, (0, 0, r, r), mode="replicate")
+        mixed: Tensor = self.conv(wrapped)
         return mixed.permute(0, 2, 3, 1)
 
 
@@ -255,27 +297,44 @@ class OutputLayer(nn.Module):
 
 
 class ConvHead(nn.Module):
-    """3x3 convolution of fields (N, C, H, W): wrapped columns, rows reflected at the poles."""
+    """3x3 convolution of fields (N, C, H, W): wrapped columns, rows beyond the poles by `pad_rows`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, poles: str = "clamp") -> None:
         super().__init__()
+        self.poles = poles
         self.conv = nn.Conv2d(channels, channels, 3)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        wrapped = F.pad(x_NCHW, (1, 1, 0, 0), mode="circular")
-        with full_precision(wrapped):
-            out: Tensor = self.conv(F.pad(wrapped, (0, 0, 1, 1), mode="reflect"))
+        padded = F.pad(pad_rows(x_NCHW, 1, 1, self.poles), (1, 1, 0, 0), mode="circular")
+        with full_precision(padded):
+            out: Tensor = self.conv(padded)
         return out
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], x_NhwD: Tensor, c_MD: Tensor, xi_ND: Tensor | None, checkpoint_every: int
+) -> Tensor:
+    """Applies the blocks in turn; every n-th one keeps only its input and runs again in the backward pass."""
+    if checkpoint_every < 0:
+        raise ValueError(f"checkpoint_every must be 0 (never) or more, got {checkpoint_every}")
+    for number, block in enumerate(blocks, 1):
+        if checkpoint_every and number % checkpoint_every == 0:
+            # A block draws no random numbers, so their state need not be kept.
+            x_NhwD = checkpoint(block, x_NhwD, c_MD, xi_ND, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_NhwD = block(x_NhwD, c_MD, xi_ND)
+    return x_NhwD
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Returns the context in which fields enter and leave a network, whatever precision its blocks run in."""
-    return torch.autocast(x.device.type, enabled=False)
+    # Autocast does not know the meta device.
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def mixed_precision(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Returns the autocast context of the blocks; None leaves the caller's precision alone."""
-    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)
+    return nullcontext() if dtype is None or x.is_meta else torch.autocast(x.device.type, dtype=dtype)
 
 
 def initialise(network: nn.Module, seed: int) -> None:

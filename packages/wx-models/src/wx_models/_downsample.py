@@ -58,7 +58,7 @@ class Downsample(nn.Module):
         self.size = (_coarse_rows(grid[0], factor[0], self.poles), _coarse_columns(grid[1], factor[1]))
         fine, coarse = _latitudes(grid[0], self.poles), _latitudes(self.size[0], self.poles)
         weights = _overlap(fine, coarse) if mode == "area_mean" else _interpolation(fine, coarse)
-        self.register_buffer("row_weights", torch.as_tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("row_weights", torch.from_numpy(weights.astype(np.float32)), persistent=False)
 
     @property
     def latitude(self) -> FloatArray:
@@ -112,7 +112,7 @@ class Upsample(nn.Module):
         poles = _has_poles(grid[0], factor[0])
         coarse = _latitudes(_coarse_rows(grid[0], factor[0], poles), poles)
         weights = _interpolation(coarse, _latitudes(grid[0], poles))
-        self.register_buffer("row_weights", torch.as_tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("row_weights", torch.from_numpy(weights.astype(np.float32)), persistent=False)
         _coarse_columns(grid[1], factor[1])
 
     def forward(self, z_NChw: Tensor) -> Tensor:
