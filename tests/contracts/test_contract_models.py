@@ -255,9 +255,9 @@ def test_forecaster_runs_on_any_sampler(make: MakeSampler) -> None:
         residual_scale=torch.full((CHANNELS,), 0.1, dtype=torch.float64),
         residual_shift=torch.zeros(CHANNELS, dtype=torch.float64),
     )
-    states = [fields(2, CHANNELS, *GRID, seed=seed) for seed in (1, 2)]
+    previous, current = (fields(2, CHANNELS, *GRID, seed=seed) for seed in (1, 2))
     init = np.array(["2000-01-01T00", "2000-01-02T00"], "datetime64[ns]")
-    first, second = forecaster.rollout(forecaster.start(*states, init), key(), steps=2)
+    first, second = forecaster.rollout(forecaster.start(previous, current, init), key(), steps=2)
     assert (first.lead, second.lead) == (1, 2)
     assert second.current.shape == (2, CHANNELS, *GRID)
     [resumed] = forecaster.rollout(first, key(), steps=1)
