@@ -3,12 +3,13 @@
 Run: ``python benchmarks/data_reader.py [--steps N] [--rounds N] [--folder PATH]`` on Linux, with the package
 tensorstore. Steps are read in random order from a warm page cache; the readers take turns in one process and
 the best round counts. MB are decoded float32 (10^6 bytes); CPU seconds are those of all threads. Peers read
-our store ("bands") and the layout that suits them best: one unsharded chunk a step without checksums
-("whole"); the bars compare with the better of the two.
+our store ("bands") and the layouts that suit them best: one unsharded chunk a step, without checksums
+("whole") and with crc32c ("checked"), which our store always has. The bars compare with the best of all.
 """
 
 import argparse
 import asyncio
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -68,17 +69,19 @@ def write(folder: Path, steps: int) -> None:
     convert(Fields(steps), folder / "bands-lz4", implausible="keep", codec="lz4")
     for codec in ("lz4hc", "none"):
         convert(Store(folder / "bands-lz4"), folder / f"bands-{codec}", implausible="keep", codec=codec)
-    (folder / "whole-lz4hc").symlink_to(folder / "whole-lz4")
-    for codec in ("lz4", "none"):
-        packer = zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
-        compressors = [packer] if codec == "lz4" else None
-        group = zarr.create_group(folder / f"whole-{codec}")
+    packer = zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4)
+    for layout, codec in itertools.product(("whole", "checked"), ("lz4", "none")):
+        if codec == "lz4":
+            (folder / f"{layout}-lz4hc").symlink_to(folder / f"{layout}-lz4")
+        compressors = [packer] if codec == "lz4" else []
+        compressors += [zarr.codecs.Crc32cCodec()] if layout == "checked" else []
+        group = zarr.create_group(folder / f"{layout}-{codec}")
         array = group.create_array(
             "data",
             shape=shape,
             chunks=(1, *shape[1:]),
             dtype="float32",
-            compressors=compressors,
+            compressors=compressors or None,
             dimension_names=("time", "channel", "latitude", "longitude"),
         )
         zarr.consolidate_metadata(group.store)
@@ -227,8 +230,8 @@ def peak_memory(reader: str, path: Path, steps: int) -> float:
 
 
 def table(folder: Path, codec: str, steps: int, rounds: int) -> dict[Key, Found]:
-    """Measure every reader on both layouts and print them."""
-    keys = [(reader, layout) for layout in ("bands", "whole") for reader in READERS]
+    """Measure every reader on every layout and print them."""
+    keys = [(reader, layout) for layout in ("bands", "whole", "checked") for reader in READERS]
     keys = [key for key in keys if key[1] == "bands" or not key[0].startswith(("wx-data", "copy"))]
     runs = {key: READERS[key[0]](folder / f"{key[1]}-{codec}") for key in keys}
     found = passes(runs, steps, rounds)
@@ -257,6 +260,7 @@ def bars(codec: str, found: dict[Key, Found]) -> None:
             {k: v for k, v in peers.items() if "zarr-python" in k[0]},
             1.4 if codec == "none" else 1.3,
         ),
+        ("best peer that checks what it reads", {k: v for k, v in peers.items() if k[1] != "whole"}, 1.0),
         ("best peer on this store", {k: v for k, v in peers.items() if k[1] == "bands"}, 1.0),
     ):
         best = min(chosen, key=chosen.__getitem__)
