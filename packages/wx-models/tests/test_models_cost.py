@@ -207,7 +207,7 @@ def test_checkpointed_blocks_keep_their_input(checkpoint_every: int) -> None:
 def test_activations_in_bfloat16(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in bfloat16, as on a GPU; autocast keeps copies of the weights, part of `weight_bytes`."""
     monkeypatch.setattr(_blocks, "neighborhood_attention", attention_of_all)
-    monkeypatch.setattr(_blocks, "_in_float32_on_cpu", lambda attend, *qkv: attend(*qkv))
+    monkeypatch.setattr(_blocks, "_sdpa", torch.nn.functional.scaled_dot_product_attention)
     monkeypatch.setattr(_blocks, "_matmul_is_faster", lambda _: False)
     config = LARGE[name]
     network = build(config, compute_dtype=torch.bfloat16)

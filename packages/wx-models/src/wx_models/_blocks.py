@@ -6,9 +6,8 @@ Tokens keep the form (N, h, w, D) throughout, so that latitude rows stay a dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import numpy as np
 import torch
@@ -164,10 +163,9 @@ class Attention(nn.Module):
         if self.kernel is None:
             mixed = _global_attention(q, k, v)
         else:
-            local = partial(
-                neighborhood_attention, kernel=self.kernel, longitude=self.longitude, poles=self.poles
+            mixed = neighborhood_attention(
+                q, k, v, kernel=self.kernel, longitude=self.longitude, poles=self.poles
             )
-            mixed = _in_float32_on_cpu(local, q, k, v)
         out: Tensor = self.proj(mixed.flatten(-2))
         return out
 
@@ -195,15 +193,11 @@ def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return _in_float32_on_cpu(F.scaled_dot_product_attention, q, k, v)
-
-
-def _in_float32_on_cpu(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The backward pass of torch's CPU attention is three times slower in bfloat16 than in float32."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return attend(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", enabled=False):
-        return attend(q.float(), k.float(), v.float())
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
 
 
 class Block(nn.Module):
