@@ -94,7 +94,8 @@ class Loader(Iterable[Batch]):
     Attributes:
         epoch: of the next batch.
         samples: windows in the period.
-        memory_bytes: host memory that it will use at most: `depth` + 2 batches, the cache, the scratch.
+        memory_bytes: host memory of its arrays at most: `depth` + 2 batches, the cache, the scratch. The
+            decoder and the allocator take some 20 MB more.
 
     Raises:
         StoreError: an absent state, an unknown channel, or statistics of something else.
