@@ -89,10 +89,15 @@ def test_ruff_bans_the_other_four(package: str) -> None:
 
 @per_package
 def test_every_import_is_declared(package: str) -> None:
-    """Module-level imports need a dependency; an extra is enough for an import inside a function."""
-    metadata = project(package)["project"]
+    """Module-level imports need a dependency; an extra is enough for an import inside a function.
+
+    As is being named under `tool.repository.elsewhere`, for what no extra can install.
+    """
+    table = project(package)
+    metadata = table["project"]
     declared = distributions(metadata["dependencies"])
     optional = set[str]().union(*map(distributions, metadata.get("optional-dependencies", {}).values()))
+    optional |= set(table["tool"].get("repository", {}).get("elsewhere", []))
     free = sys.stdlib_module_names | {IMPORT_NAMES[package]}
     for path, tree in trees(package):
         always = {distribution(name) for name in imported(module_level(tree)) - free}
