@@ -19,6 +19,7 @@ from wx_estimators import (
     EnsembleCRPS,
     Estimator,
     Key,
+    LogNormal,
     StochasticInterpolant,
     SumScore,
     bind,
@@ -152,7 +153,7 @@ def estimator(settings: Settings, pairs: tuple[Tensor, Tensor] | None = None) ->
         return StochasticInterpolant.from_pairs(*pairs, steps=settings.sampler_steps)
     sigma = 1.0 if pairs is None else tuple(pairs[1].square().mean((0, 2, 3)).sqrt().tolist())
     # More weight on high noise than for images (-1.2): what the state determines is learnt there.
-    return EDM(steps=settings.sampler_steps, sigma_data=sigma, p_mean=0.0)
+    return EDM(steps=settings.sampler_steps, sigma_data=sigma, training=LogNormal(mean=0.0))
 
 
 def forecaster(

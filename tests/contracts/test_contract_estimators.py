@@ -347,9 +347,7 @@ def test_score_does_not_know_the_order_of_members(make: MakeScore) -> None:
 def test_score_of_a_perfect_ensemble_is_zero(make: MakeScore) -> None:
     _, target = ensemble()
     perfect = target.unsqueeze(1).expand(-1, 4, -1, -1, -1)
-    # The norm of the energy score is sqrt(v^2 + 1e-12), which has a gradient where members coincide.
-    limit = 1e-6 if make is energy_score else 1e-12
-    assert make().score(perfect, target, None).abs().max() < limit
+    assert make().score(perfect, target, None).abs().max() < 1e-12
 
 
 @SCORES

@@ -9,14 +9,17 @@ import torch
 
 from wx_estimators import (
     CRPS,
+    DPM2M,
     DPM2S,
     EDM,
+    RK4,
     SRA1,
     Batch,
     DifferenceCRPS,
     EnergyScore,
     EnsembleCRPS,
     EulerMaruyama,
+    FlowMatching,
     Heun,
     Key,
     NetSpec,
@@ -41,6 +44,9 @@ ESTIMATORS = {
     "published": StochasticInterpolant(steps=3, preconditioning="atlas", sampler=EulerMaruyama()),
     "edm": EDM(steps=4, sigma_data=(0.9, 1.1)),
     "churn": EDM(steps=4, sampler=Heun(), churn=2.5, churn_max=50.0, noise=SPHERE),
+    "multistep": EDM(steps=4, sampler=DPM2M(), double=True),
+    "flow": FlowMatching(steps=3, sigma_data=(0.9, 1.1), residual=True, noise=SPHERE),
+    "probability flow": StochasticInterpolant(steps=3, sampler=RK4(), diffusion="none"),
     "crps": EnsembleCRPS(noise_shape=SHAPE, noise=SPHERE),
 }
 EACH = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
@@ -174,7 +180,8 @@ def test_nested_scores_and_noises_survive_json():
         ),
         factors=(1.0, 0.2, 0.1, 0.0),
     )
-    est = EnsembleCRPS(score=score, noise=SphericalNoise(latitudes=LATITUDES, longitudes=8, spectrum=1.5))
+    noise = SphericalNoise(latitudes=LATITUDES, longitudes=8, spectrum=("power", 1.5))
+    est = EnsembleCRPS(score=score, noise=noise)
     assert estimator_from_dict(json.loads(json.dumps(est.to_dict()))) == est
     with pytest.raises(ValueError, match="'Pink' are not among"):
         estimator_from_dict({"type": "EDM", "noise": {"type": "Pink"}})

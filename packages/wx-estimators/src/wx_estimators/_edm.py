@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._noise import NOISES, WhiteNoise
-from ._path import check_channels, per_channel, rotate
-from ._protocols import Network, NoiseSource, OdeSampler
+from ._field import Affine, Field, Table, affine, solver_dtype
+from ._laws import SIGMA_LAWS, LogNormal
+from ._likelihood import DensityFlow
+from ._noise import NOISES, WhiteNoise, check_gaussian
+from ._path import check_channels, check_scale, per_channel, rotate
+from ._protocols import DenoisingSampler, Law, Network, NoiseSource, OdeSampler
 from ._rows import call, check_batch, check_network, column, cond_rows, sample_rows, to_rows
-from ._samplers import DPM2S, ODE_SAMPLERS
+from ._samplers import DENOISING_SAMPLERS, DPM2M, DPM2S, ODE_SAMPLERS, SDE_SAMPLERS, refuse_sampler
 from ._settings import read, write
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, weighted_square_error
@@ -32,38 +35,44 @@ class EDM:
 
     Args:
         steps: noise levels n from sigma_max to sigma_min, followed by 0.
-        sampler: `DPM2S` or `Heun`.
+        sampler: `DPM2S`, `DPM2M`, or a solver of dx/dsigma = (x - D) / sigma: `Heun`, `RK4`, `Euler`. The
+            last step, to 0, returns D.
         sigma_data: root mean square of the target, for all channels or one value each.
-        p_mean, p_std: ln sigma ~ N(p_mean, p_std^2) in training.
+        training: law of sigma in training, `LogNormal` or `RhoQuantile`.
         sigma_min, sigma_max, rho: levels (smax^(1/rho) + i/(n-1) (smin^(1/rho) - smax^(1/rho)))^rho.
         churn: S_churn; 0 is the deterministic sampler, GenCast uses 2.5.
-        churn_min, churn_max, churn_noise: S_tmin, S_tmax, S_noise.
+        churn_min, churn_max, churn_noise: S_tmin, S_tmax (None: no upper bound), S_noise.
         noise: source of the noise.
+        double: solver state in float64; the network still gets the dtype of the base.
     """
 
     steps: int = 20
-    sampler: OdeSampler = field(default_factory=DPM2S)
+    sampler: DenoisingSampler | OdeSampler = field(default_factory=DPM2S)
     sigma_data: float | tuple[float, ...] = 1.0
-    p_mean: float = -1.2
-    p_std: float = 1.2
+    training: Law = field(default_factory=LogNormal)
     sigma_min: float = 0.03
     sigma_max: float = 80.0
     rho: float = 7.0
     churn: float = 0.0
     churn_min: float = 0.75
-    churn_max: float = math.inf
+    churn_max: float | None = None
     churn_noise: float = 1.05
     noise: NoiseSource = field(default_factory=WhiteNoise)
+    double: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"expected 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
-        if not self.p_std > 0 or not self.rho > 0 or self.churn < 0 or self.churn_noise < 0:
-            raise ValueError("expected p_std > 0, rho > 0, churn >= 0 and churn_noise >= 0")
-        if bool((per_channel("sigma_data", self.sigma_data) <= 0).any()):
-            raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+        if not self.rho > 0 or not self.churn >= 0 or not self.churn_noise >= 0:
+            raise ValueError("expected rho > 0, churn >= 0 and churn_noise >= 0")
+        if self.churn > 0:
+            check_gaussian(self.noise, "churn")
+        check_scale("sigma_data", self.sigma_data)
+        refuse_sampler(self.sampler, SDE_SAMPLERS, (*DENOISING_SAMPLERS, *ODE_SAMPLERS), "EDM")
+        if self.churn > 0 and isinstance(self.sampler, DPM2M):
+            raise ValueError("churn breaks the history that DPM2M extrapolates from: use DPM2S or Heun")
 
     @property
     def calls_per_sample(self) -> int:
@@ -87,13 +96,13 @@ class EDM:
         check_batch(key, batch.target.shape[0], "batch.target")
         key, m = key.sub("loss"), key.members
         x1 = to_rows(torch.nan_to_num(batch.target), m)
-        log_sigma = self.p_mean + self.p_std * torch.special.ndtri(key.sub("sigma").uniform().reshape(-1))
+        sigma = self.training.quantile(key.sub("sigma").uniform().reshape(-1, 1))
         z = self.noise.draw(key.sub("noise"), tuple(x1.shape[1:]), device=x1.device, dtype=x1.dtype)
-        sigma, data = log_sigma.exp().unsqueeze(1), per_channel("sigma_data", self.sigma_data)
+        data = per_channel("sigma_data", self.sigma_data)
         norm = torch.hypot(sigma, data)
         cos, sin = column(data / norm, x1), column(sigma / norm, x1)
         x, truth = rotate(cos, sin, x1 / column(data, x1), z.flatten(0, 1))
-        f = call(net, x, cond_rows(batch.cond, m), (log_sigma / 4).to(x), None, x)
+        f = call(net, x, cond_rows(batch.cond, m), (sigma[:, 0].log() / 4).to(x), None, x)
         return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m))
 
     def sample(
@@ -101,46 +110,69 @@ class EDM:
     ) -> Tensor:
         """Denoise: (B, M, C, *S), at most `chunk` rows at a time; of the base only the shape is used."""
         check_network(self.required(net.spec.out_channels), net.spec, "EDM")
-        return sample_rows(lambda b, c, k: self._run(net, b, c, k), base, cond, key.sub("sample"), chunk)
+        like = base[:0].to(solver_dtype(base, self.double))
+        tables = Table(self._denoiser, like), Table(self._slope, like)
+        return sample_rows(
+            lambda b, c, k: self._run(net, tables, b, c, k), base, cond, key.sub("sample"), chunk
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
-        data = write(self, skip=("churn_max",))
-        return data if math.isinf(self.churn_max) else {**data, "churn_max": self.churn_max}
+        return write(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EDM:
         """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *ODE_SAMPLERS))
+        return read(cls, data, (*NOISES, *DENOISING_SAMPLERS, *ODE_SAMPLERS, *SIGMA_LAWS))
 
-    def _denoise(self, net: Network, x: Tensor, cond: Cond, sigma: float) -> Tensor:
+    def _denoiser(self, sigma: float) -> Affine:
+        """Factors of D."""
         data = per_channel("sigma_data", self.sigma_data)
         norm = (sigma**2 + data.square()).sqrt()
-        t = x.new_full((x.shape[0],), math.log(sigma) / 4)
-        f = call(net, column(1.0 / norm, x) * x, cond, t, None, x)
-        return column((data / norm).square(), x) * x + column(sigma * data / norm, x) * f
+        return affine(1.0 / norm, 0.0, (data / norm).square(), 0.0, sigma * data / norm)
+
+    def _slope(self, sigma: float) -> Affine:
+        """Factors of (x - D) / sigma."""
+        return self._denoiser(sigma).mixed(-1.0 / sigma, 1.0 / sigma)
 
     def _stir(self, sigma: float) -> float:
         """Noise level after churn: (1 + min(S_churn / n, sqrt(2) - 1)) sigma inside [S_tmin, S_tmax]."""
-        inside = self.churn_min <= sigma <= self.churn_max
+        inside = self.churn_min <= sigma <= (math.inf if self.churn_max is None else self.churn_max)
         return sigma * (1.0 + (min(self.churn / self.steps, math.sqrt(2.0) - 1.0) if inside else 0.0))
 
-    def _run(self, net: Network, base: Tensor, cond: Cond, key: Key) -> Tensor:
+    def _field(self, net: Network, table: Table, base: Tensor, cond: Cond) -> Field:
+        return Field(net, cond, base, table, label=lambda sigma: math.log(sigma) / 4, dtype=base.dtype)
+
+    def _run(self, net: Network, tables: tuple[Table, Table], base: Tensor, cond: Cond, key: Key) -> Tensor:
         """One member per row."""
-        shape = (net.spec.out_channels, *base.shape[2:])
+        shape, dtype = (net.spec.out_channels, *base.shape[2:]), solver_dtype(base, self.double)
 
         def unit(k: Key) -> Tensor:
-            return self.noise.draw(k, shape, device=base.device, dtype=base.dtype).squeeze(1)
+            return self.noise.draw(k, shape, device=base.device, dtype=dtype).squeeze(1)
 
-        def denoise(y: Tensor, sigma: float) -> Tensor:
-            return self._denoise(net, y, cond, sigma)
-
+        denoise, slope = (self._field(net, table, base, cond) for table in tables)
         levels = self.levels()
-        x = levels[0] * unit(key.sub("start"))
+        x, last = levels[0] * unit(key.sub("start")), None
         for n, (s0, s1) in enumerate(pairwise(levels)):
             stirred = self._stir(s0)
             if stirred > s0:
-                extra = math.sqrt(stirred**2 - s0**2)
-                x = x + self.churn_noise * extra * unit(key.sub("churn", n))
-            x = self.sampler.step(denoise, x, stirred, s1) if s1 > 0 else denoise(x, stirred)
-        return x
+                extra = self.churn_noise * math.sqrt(stirred**2 - s0**2)
+                x = torch.add(x, unit(key.sub("churn", n)), alpha=extra)
+            if s1 == 0.0:
+                x = denoise(x, stirred)
+            elif isinstance(self.sampler, DenoisingSampler):
+                x, last = self.sampler.denoise_step(denoise, x, stirred, s1, last)
+            else:
+                x = self.sampler.step(slope, x, stirred, s1)
+        return x.to(base.dtype)
+
+    def density_flow(self, net: Network, batch: Batch, steps: int, dtype: torch.dtype) -> DensityFlow:
+        """The flow from data to noise, for `log_likelihood`."""
+        start = batch.target.to(dtype)
+        return DensityFlow(
+            velocity=self._field(net, Table(self._slope, start), batch.base, batch.cond),
+            start=start,
+            times=replace(self, steps=steps + 1).levels()[-2::-1],
+            noise=self.sigma_max,
+            log_scale=0.0,
+        )

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ._noise import NOISES, WhiteNoise
-from ._path import AtlasPreconditioner, Bridge, GaussianPreconditioner, check_channels, per_channel
-from ._protocols import Network, NoiseSource, SdeSampler
+from ._field import Field, Table, solver_dtype
+from ._noise import NOISES, WhiteNoise, check_gaussian
+from ._path import (
+    AtlasPreconditioner,
+    Bridge,
+    GaussianPreconditioner,
+    check_channels,
+    check_scale,
+    per_channel,
+)
+from ._protocols import Network, NoiseSource, OdeSampler, SdeSampler
 from ._rows import call, check_batch, check_network, cond_rows, sample_rows, to_rows
-from ._samplers import SDE_SAMPLERS, SRA1
+from ._samplers import DENOISING_SAMPLERS, ODE_SAMPLERS, SDE_SAMPLERS, SRA1, refuse_sampler
 from ._settings import read, write
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, weighted_square_error
@@ -29,18 +39,21 @@ class StochasticInterpolant:
 
     Args:
         steps: solver steps.
-        sampler: `SRA1`, `StochasticHeun` or `EulerMaruyama`.
+        sampler: `SRA1`, `SRA2`, `StochasticHeun` or `EulerMaruyama`; with diffusion "none" `Heun`, `RK4` or
+            `Euler`.
         eps: noise amplitude, in units of the normalised target.
         power: 1, or 2, which needs about three times the steps.
-        diffusion: "sigma" (g = s) or "foellmer" (g^2 = eps^2 (1 - t^2) for power 1).
+        diffusion: "sigma" (g = s), "foellmer" (g^2 = eps^2 (1 - t^2) for power 1), or "none": the probability
+            flow, an ordinary differential equation for (x - x0) / sqrt(t) in sqrt(t), see `Bridge.flow`.
         preconditioning: "gaussian" (see `GaussianPreconditioner`) or "atlas" (the published form).
         sigma_base, sigma_target, correlation: root mean squares of base and target and the mean of their
             product divided by both, for all channels or one value each; `from_pairs` measures them.
         noise: source of z.
+        double: solver state in float64; the network still gets the dtype of the base.
     """
 
     steps: int = 10
-    sampler: SdeSampler = field(default_factory=SRA1)
+    sampler: SdeSampler | OdeSampler = field(default_factory=SRA1)
     eps: float = 1.0
     power: int = 1
     diffusion: str = "sigma"
@@ -49,23 +62,32 @@ class StochasticInterpolant:
     sigma_target: float | tuple[float, ...] = 1.0
     correlation: float | tuple[float, ...] = 0.0
     noise: NoiseSource = field(default_factory=WhiteNoise)
+    double: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if not self.eps > 0:
+        if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive, got {self.eps}")
         if self.power not in (1, 2):
             raise ValueError(f"power must be 1 or 2, got {self.power}")
-        if self.diffusion not in ("sigma", "foellmer"):
-            raise ValueError(f"diffusion must be 'sigma' or 'foellmer', got {self.diffusion!r}")
+        if self.diffusion not in ("sigma", "foellmer", "none"):
+            raise ValueError(f"diffusion must be 'sigma', 'foellmer' or 'none', got {self.diffusion!r}")
         if self.preconditioning not in ("gaussian", "atlas"):
             raise ValueError(f"preconditioning must be 'gaussian' or 'atlas', got {self.preconditioning!r}")
-        for name, value in (("sigma_base", self.sigma_base), ("sigma_target", self.sigma_target)):
-            if bool((per_channel(name, value) <= 0).any()):
-                raise ValueError(f"{name} must be positive, got {value}")
+        check_scale("sigma_base", self.sigma_base)
+        check_scale("sigma_target", self.sigma_target)
         if bool((per_channel("correlation", self.correlation).abs() >= 1).any()):
             raise ValueError(f"correlation must be inside (-1, 1), got {self.correlation}")
+        ordinary = self.diffusion == "none"
+        if not ordinary:
+            check_gaussian(self.noise, "a stochastic sampler")
+        refuse_sampler(
+            self.sampler,
+            (*(SDE_SAMPLERS if ordinary else ODE_SAMPLERS), *DENOISING_SAMPLERS),
+            ODE_SAMPLERS if ordinary else SDE_SAMPLERS,
+            f"diffusion {self.diffusion!r}",
+        )
 
     @classmethod
     def from_pairs(cls, base: Tensor, target: Tensor, **settings: Any) -> StochasticInterpolant:
@@ -110,7 +132,10 @@ class StochasticInterpolant:
     ) -> Tensor:
         """Integrate from the base: (B, M, C, *S), at most `chunk` rows at a time."""
         check_network(self.required(base.shape[1]), net.spec, "StochasticInterpolant")
-        return sample_rows(lambda b, c, k: self._run(net, b, c, k), base, cond, key.sub("sample"), chunk)
+        tables = self._tables(base[:0].to(solver_dtype(base, self.double)))
+        return sample_rows(
+            lambda b, c, k: self._run(net, tables, b, c, k), base, cond, key.sub("sample"), chunk
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
@@ -119,7 +144,7 @@ class StochasticInterpolant:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StochasticInterpolant:
         """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *SDE_SAMPLERS))
+        return read(cls, data, (*NOISES, *SDE_SAMPLERS, *ODE_SAMPLERS))
 
     def _bridge(self) -> Bridge:
         return Bridge(self.eps, self.power)
@@ -131,36 +156,68 @@ class StochasticInterpolant:
             return AtlasPreconditioner(self._bridge(), s0, s1, rho)
         return GaussianPreconditioner(self._bridge(), rho * s1 / s0, s1.square() * (1.0 - rho.square()))
 
-    def _run(self, net: Network, base: Tensor, cond: Cond, key: Key) -> Tensor:
-        """One member per row, from X_0 = base to X_1."""
+    def _tables(self, like: Tensor) -> dict[str, Table]:
+        """Factors of the drift by kind; those of the probability flow are functions of sqrt(t)."""
         bridge, model = self._bridge(), self._preconditioner()
+        return {
+            "sigma": Table(model.drift, like),
+            "foellmer": Table(lambda t: bridge.foellmer(model.drift(t), t), like),
+            "none": Table(lambda tau: bridge.flow(model.drift(tau * tau), tau), like),
+        }
+
+    def _run(self, net: Network, tables: Mapping[str, Table], base: Tensor, cond: Cond, key: Key) -> Tensor:
+        """One member per row, from X_0 = base to X_1."""
+        x0 = base.to(solver_dtype(base, self.double))
 
         def unit(k: Key) -> Tensor:
-            shape = tuple(base.shape[1:])
-            return self.noise.draw(k, shape, device=base.device, dtype=base.dtype).squeeze(1)
+            return self.noise.draw(k, tuple(x0.shape[1:]), device=x0.device, dtype=x0.dtype).squeeze(1)
 
-        def predict(u: Tensor, t: Tensor) -> Tensor:
-            return call(net, u, cond, t.to(u), None, u)
+        def drift(kind: str) -> Field:
+            return Field(
+                net,
+                cond,
+                x0,
+                tables[kind],
+                label=(lambda tau: tau * tau) if kind == "none" else (lambda t: t),
+                dtype=base.dtype,
+                start=lambda: unit(key.sub("start")),
+            )
 
-        def advance(x: Tensor, n: int) -> Tensor:
+        x = (
+            self._flow(drift, x0, unit, key)
+            if self.diffusion == "none"
+            else self._diffuse(drift, x0, unit, key)
+        )
+        return x.to(base.dtype)
+
+    def _diffuse(
+        self, drift: Callable[[str], Field], x: Tensor, unit: Callable[[Key], Tensor], key: Key
+    ) -> Tensor:
+        """Stochastic differential equation from 0 to 1."""
+        sampler, bridge = cast(SdeSampler, self.sampler), self._bridge()
+        for n in range(self.steps):
             # b = t^2 has a removable 1/t at t = 0: its first step keeps g = s.
-            foellmer = self.diffusion == "foellmer" and (self.power == 1 or n > 0)
-
-            def drift(y: Tensor, t: float) -> Tensor:
-                d = model.drift(predict, y, base, t, lambda: unit(key.sub("start")))
-                return bridge.foellmer_drift(d, y, base, t) if foellmer else d
-
-            here = key.sub("step", n)
-            return self.sampler.step(
-                drift,
+            kind = "sigma" if n == 0 and self.power == 2 else self.diffusion
+            x = sampler.step(
+                drift(kind),
                 x,
                 n / self.steps,
                 (n + 1) / self.steps,
-                lambda t: bridge.diffusion(t, foellmer),
-                lambda i: unit(here.sub("noise", i)),
+                partial(bridge.diffusion, choice=kind),
+                partial(_stage_noise, unit, key.sub("step", n)),
             )
-
-        x = base
-        for n in range(self.steps):
-            x = advance(x, n)
         return x
+
+    def _flow(
+        self, drift: Callable[[str], Field], x0: Tensor, unit: Callable[[Key], Tensor], key: Key
+    ) -> Tensor:
+        """Probability flow of y = (x - x0) / sqrt(t) from y = eps z."""
+        sampler, f = cast(OdeSampler, self.sampler), drift("none")
+        y = self.eps * unit(key.sub("start"))
+        for n in range(self.steps):
+            y = sampler.step(f, y, n / self.steps, (n + 1) / self.steps)
+        return x0 + y
+
+
+def _stage_noise(unit: Callable[[Key], Tensor], key: Key, stage: int) -> Tensor:
+    return unit(key.sub("noise", stage))

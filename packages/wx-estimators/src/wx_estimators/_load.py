@@ -7,13 +7,17 @@ from typing import Any
 
 from ._crps import EnsembleCRPS
 from ._edm import EDM
+from ._flow import FlowMatching
 from ._interpolant import StochasticInterpolant
+from ._regression import Regression
 from ._settings import read_any
 
+AnyEstimator = StochasticInterpolant | FlowMatching | EDM | EnsembleCRPS | Regression
 
-def estimator_from_dict(data: Mapping[str, Any]) -> StochasticInterpolant | EDM | EnsembleCRPS:
+
+def estimator_from_dict(data: Mapping[str, Any]) -> AnyEstimator:
     """The estimator that wrote `data` with `to_dict`, e.g. from the JSON file of a checkpoint."""
-    estimator: StochasticInterpolant | EDM | EnsembleCRPS = read_any(
-        data, (StochasticInterpolant, EDM, EnsembleCRPS)
+    estimator: AnyEstimator = read_any(
+        data, (StochasticInterpolant, FlowMatching, EDM, EnsembleCRPS, Regression)
     )
     return estimator

@@ -1,57 +1,128 @@
-"""Coefficients of the interpolant a x0 + b x1 + s W_t, and the two ways to precondition a network on it."""
+"""Interpolation paths a x0 + b x1 + s W, and the two ways to precondition a network on a bridge."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ._field import Affine, affine
 from ._rows import column
+from ._settings import read, write
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""Network output for input (N, C, *S) and times (N,)."""
+
+class Coeff(NamedTuple):
+    """Factors of x0, x1 and the noise, and their derivatives in t, all float64."""
+
+    a: Tensor
+    b: Tensor
+    s: Tensor
+    da: Tensor
+    db: Tensor
+    ds: Tensor
+
+
+class Path(Protocol):
+    """A path a x0 + b x1 + s (noise), t in [0, 1], from the base at 0 to the data at 1."""
+
+    def coeff(self, t: Tensor, /) -> Coeff:
+        """Factors at times t (float64, any shape)."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """x_t = (1 - t) z + t x1: the conditional optimal transport path of flow matching (arXiv 2210.02747)."""
+
+    def coeff(self, t: Tensor, /) -> Coeff:
+        """See `Path.coeff`."""
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        return Coeff(zero, t, 1.0 - t, zero, one, -one)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        return write(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LinearPath:
+        """Inverse of `to_dict`."""
+        return read(cls, data)
+
+
+@dataclass(frozen=True)
+class TrigPath:
+    """x_t = cos(pi t / 2) z + sin(pi t / 2) x1: variance preserving for targets of unit variance."""
+
+    def coeff(self, t: Tensor, /) -> Coeff:
+        """See `Path.coeff`."""
+        rate = math.pi / 2
+        # cos as a sine: exactly 0 at t = 1.
+        sin, cos, zero = torch.sin(rate * t), torch.sin(rate * (1.0 - t)), torch.zeros_like(t)
+        return Coeff(zero, sin, cos, zero, rate * cos, -rate * sin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        return write(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrigPath:
+        """Inverse of `to_dict`."""
+        return read(cls, data)
+
+
+FLOW_PATHS: tuple[type[Any], ...] = (LinearPath, TrigPath)
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """a = 1 - t, b = t^power, s = eps (1 - t); every method takes t in float64."""
+    """From a point x0: a = 1 - t, b = t^power, s = eps (1 - t), noise W_t = sqrt(t) z."""
 
     eps: float
     power: int
 
-    def a(self, t: Tensor) -> Tensor:
-        return 1.0 - t
-
-    def b(self, t: Tensor) -> Tensor:
-        return t**self.power
-
-    def db(self, t: Tensor) -> Tensor:
-        return self.power * t ** (self.power - 1)
-
-    def s(self, t: Tensor) -> Tensor:
-        return self.eps * (1.0 - t)
+    def coeff(self, t: Tensor, /) -> Coeff:
+        """See `Path.coeff`."""
+        one = torch.ones_like(t)
+        db = self.power * t ** (self.power - 1)
+        return Coeff(1.0 - t, t**self.power, self.eps * (1.0 - t), -one, db, -self.eps * one)
 
     def wronskian(self, t: Tensor) -> Tensor:
         """b' s - b s' in its factored form, without the cancellation at t = 1."""
         return self.eps * t ** (self.power - 1) * (self.power - (self.power - 1) * t)
 
-    def diffusion(self, t: float, foellmer: bool) -> float:
-        """g(t): s(t), or the Föllmer choice g^2 = 2 t s (s b' / b - s') - s^2 of arXiv 2403.13724."""
-        if not foellmer:
+    def diffusion(self, t: float, choice: str) -> float:
+        """g(t) of arXiv 2403.13724: "sigma" g = s; "foellmer" g^2 = 2 t s (s b' / b - s') - s^2."""
+        if choice == "sigma":
             return self.eps * (1.0 - t)
         return self.eps * math.sqrt((1.0 - t) * (1.0 + t if self.power == 1 else 3.0 - t))
 
-    def foellmer_drift(self, drift: Tensor, x: Tensor, x0: Tensor, t: float) -> Tensor:
-        """Drift of the process with the Föllmer diffusion, in closed form: no division by s.
+    def foellmer(self, d: Affine, t: float) -> Affine:
+        """Drift for the Föllmer diffusion from the drift D for g = s, in closed form: no division by s.
 
         power 1: (1 + t) D - (x - x0). power 2 (t > 0 only): D + [t D - 2 x + (2 - t) x0] / [t (2 - t)].
         """
         if self.power == 1:
-            return (1.0 + t) * drift - (x - x0)
-        return drift + (t * drift - 2.0 * x + (2.0 - t) * x0) / (t * (2.0 - t))
+            return d.mixed(1.0 + t, -1.0, 1.0)
+        over = t * (2.0 - t)
+        return d.mixed(1.0 + t / over, -2.0 / over, (2.0 - t) / over)
+
+    def flow(self, d: Affine, tau: float) -> Affine:
+        """Probability flow (g = 0) of y = (x - x0) / tau in tau = sqrt(t): regular on all of [0, 1].
+
+        With D_0 = D - s^2 / 2 times the score, dy/dtau = 2 D_0 - y / tau. power 1: (1 + t) D - tau y.
+        power 2: [(3 - t) D - tau y + (1 - t) x0] / (2 - t). It starts from y = eps z at tau = 0.
+        """
+        t = tau * tau
+        x_in, base_in = tau * d.x_in, d.base_in + d.x_in
+        if tau == 0.0:  # Gaussian preconditioning: the limit of (x - x0) / (eps sqrt(t))
+            x_in = torch.where(base_in == 0.0, 1.0 / self.eps, x_in)
+        y = Affine(x_in, base_in, tau * d.x_out, d.base_out + d.x_out, d.net_out)
+        if self.power == 1:
+            return y.mixed(1.0 + t, -tau)
+        return y.mixed((3.0 - t) / (2.0 - t), -tau / (2.0 - t), (1.0 - t) / (2.0 - t))
 
 
 @dataclass(frozen=True)
@@ -75,7 +146,7 @@ class GaussianPreconditioner:
     def _angle(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """cos(theta), sin(theta) and R = sqrt(b^2 q / t + s^2), each (N, C)."""
         along = t ** (self.bridge.power - 0.5) * self.variance.sqrt()
-        across = self.bridge.s(t).expand_as(along)
+        across = self.bridge.coeff(t).s.expand_as(along)
         radius = torch.hypot(along, across)
         return along / radius, across / radius, radius
 
@@ -85,19 +156,16 @@ class GaussianPreconditioner:
         xi = (x1 - column(self.slope, x1) * x0) / column(self.variance.sqrt(), x1)
         return rotate(column(cos, x1), column(sin, x1), xi, z)
 
-    def drift(self, predict: Predict, x: Tensor, x0: Tensor, t: float, start: Callable[[], Tensor]) -> Tensor:
-        """D at one time; at t = 0, where u is a pure noise, `start` gives it."""
+    def drift(self, t: float) -> Affine:
+        """D at one time; at t = 0 the input is a pure noise, which x and x0 do not enter."""
         time = torch.full((1, 1), t, dtype=torch.float64)
+        c, q, power = self.bridge.coeff(time), self.variance, self.bridge.power
         _, _, radius = self._angle(time)
-        q, power = self.variance, self.bridge.power
-        mean = self.bridge.a(time) + self.bridge.b(time) * self.slope
-        away = x - column(mean, x) * x0
-        u = away / column(math.sqrt(t) * radius, x) if t > 0 else start()
-        f = predict(u, time.expand(x.shape[0], 1).squeeze(1))
-        skip = (power * time ** (2 * power - 2) * q - self.bridge.eps * self.bridge.s(time)) / radius**2
+        mean = c.a + c.b * self.slope
+        c_in = 1.0 / (math.sqrt(t) * radius) if t > 0 else torch.zeros_like(radius)
+        skip = (power * time ** (2 * power - 2) * q + c.s * c.ds) / radius**2
         out = q.sqrt() * self.bridge.wronskian(time) / radius
-        mean_slope = self.bridge.db(time) * self.slope - 1.0
-        return column(mean_slope, x) * x0 + column(skip, x) * away + column(out, x) * f
+        return affine(c_in, -c_in * mean, skip, c.da + c.db * self.slope - skip * mean, out)
 
 
 @dataclass(frozen=True)
@@ -114,28 +182,24 @@ class AtlasPreconditioner:
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_I and c_O for times (N, 1), each (N, C)."""
-        p = self.bridge
-        a, b, s, db = p.a(t), p.b(t), p.s(t), p.db(t)
-        cross = 2.0 * a * b * self.correlation * self.base * self.target
-        c_in = (a**2 * self.base**2 + b**2 * self.target**2 + cross + s**2 * t).rsqrt()
-        return c_in, (db**2 * self.target**2 + p.eps**2 * t).sqrt()
+        c = self.bridge.coeff(t)
+        cross = 2.0 * c.a * c.b * self.correlation * self.base * self.target
+        c_in = (c.a**2 * self.base**2 + c.b**2 * self.target**2 + cross + c.s**2 * t).rsqrt()
+        return c_in, (c.db**2 * self.target**2 + c.ds**2 * t).sqrt()
 
     def pair(self, t: Tensor, x0: Tensor, x1: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Network input and target for times (N,)."""
-        p, t = self.bridge, t.unsqueeze(1)
-        c_in, c_out = self._scales(t)
+        t = t.unsqueeze(1)
+        c, (c_in, c_out) = self.bridge.coeff(t), self._scales(t)
         w = column(t.sqrt(), z) * z
-        x = column(p.a(t), x0) * x0 + column(p.b(t), x1) * x1 + column(p.s(t), w) * w
-        target = (column(p.db(t), x1) * x1 - p.eps * w) / column(c_out, x1)
+        x = column(c.a, x0) * x0 + column(c.b, x1) * x1 + column(c.s, w) * w
+        target = (column(c.db, x1) * x1 + column(c.ds, w) * w) / column(c_out, x1)
         return column(c_in, x) * x, target
 
-    def drift(self, predict: Predict, x: Tensor, x0: Tensor, t: float, start: Callable[[], Tensor]) -> Tensor:
-        """D at one time; `start` is not needed."""
-        del start
-        time = torch.full((1, 1), t, dtype=torch.float64)
-        c_in, c_out = self._scales(time)
-        f = predict(column(c_in, x) * x, time.expand(x.shape[0], 1).squeeze(1))
-        return column(c_out, x) * f - x0
+    def drift(self, t: float) -> Affine:
+        """D at one time."""
+        c_in, c_out = self._scales(torch.full((1, 1), t, dtype=torch.float64))
+        return affine(c_in, 0.0, 0.0, -1.0, c_out)
 
 
 def rotate(cos: Tensor, sin: Tensor, xi: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +213,12 @@ def per_channel(name: str, value: float | tuple[float, ...]) -> Tensor:
     if not bool(torch.isfinite(out).all()):
         raise ValueError(f"{name} must be finite, got {value}")
     return out
+
+
+def check_scale(name: str, value: float | tuple[float, ...]) -> None:
+    """Raise ValueError unless a per-channel setting is positive."""
+    if bool((per_channel(name, value) <= 0).any()):
+        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_channels(name: str, value: float | tuple[float, ...], channels: int) -> None:

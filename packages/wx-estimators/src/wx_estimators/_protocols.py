@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -52,16 +52,48 @@ class NoiseSource(Protocol):
         ...
 
 
+Total = Callable[[Tensor], Tensor]
+"""A differentiable sum of tensors of one shape over the ranks that share a grid."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The sum over ranks of one that has the whole grid."""
+    return x
+
+
 class EnsembleScore(Protocol):
     """A score of an ensemble, averaged over space."""
 
-    def score(self, pred: Tensor, target: Tensor, weight: Tensor | None, /) -> Tensor:
-        """Score pred (B, M, C, *S) against target (B, C, *S) -> (B, C), weighted means over space."""
+    def score(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None, /, *, total: Total = alone
+    ) -> Tensor:
+        """Score pred (B, M, C, *S) against target (B, C, *S) -> (B, C), weighted means over space.
+
+        On a part of a grid, `total` must be applied to every sum over space: all ranks then get the score of
+        the whole.
+        """
+        ...
+
+
+class SpectralTransform(Protocol):
+    """A linear map from real fields to real or complex coefficients, for `SpectralCRPS`."""
+
+    @property
+    def freedom(self) -> Tensor:
+        """(*K), real degrees of freedom f of each coefficient: 1, 2 if complex, 0 for padding."""
+        ...
+
+    def analyse(self, x: Tensor, /) -> Tensor:
+        """Fields (..., *S) to coefficients a (..., *K); sum(f |a|^2) / sum(f) is the mean of x^2."""
         ...
 
 
 class Comm(Protocol):
-    """Communication of an ensemble loss that is spread over ranks; both methods are differentiable."""
+    """Communication of an ensemble loss that is spread over ranks.
+
+    Both methods are differentiable with the adjoint of the collective: `backward` on every rank gives the
+    gradient of the sum of the ranks' (equal) losses, and averaging over ranks, as DDP does, that of the loss.
+    """
 
     def gather_members(self, x: Tensor, /) -> Tensor:
         """Concatenate x (B, M_local, ...) of all ranks along dimension 1."""
@@ -97,13 +129,35 @@ class SdeSampler(Protocol):
 
 
 class OdeSampler(Protocol):
-    """One step of a solver for dx/dsigma = (x - D(x, sigma)) / sigma between positive noise levels."""
+    """One step of a solver for dx/dt = f(x, t)."""
 
     @property
     def calls_per_step(self) -> int: ...
 
-    def step(self, denoise: Drift, x: Tensor, s0: float, s1: float, /) -> Tensor:
-        """Advance x from noise level s0 to s1, 0 < s1 < s0."""
+    def step(self, f: Drift, x: Tensor, t0: float, t1: float, /) -> Tensor:
+        """Advance x from t0 to t1, forwards or backwards."""
+        ...
+
+
+@runtime_checkable
+class DenoisingSampler(Protocol):
+    """One step of a solver for dx/dsigma = (x - D(x, sigma)) / sigma that uses D itself."""
+
+    @property
+    def calls_per_step(self) -> int: ...
+
+    def denoise_step(
+        self, denoise: Drift, x: Tensor, s0: float, s1: float, last: tuple[float, Tensor] | None, /
+    ) -> tuple[Tensor, tuple[float, Tensor] | None]:
+        """Advance x from noise level s0 to s1, 0 < s1 < s0; the second result is the next step's `last`."""
+        ...
+
+
+class Law(Protocol):
+    """Law of a training time or noise level."""
+
+    def quantile(self, u: Tensor, /) -> Tensor:
+        """Quantile at u in (0, 1), float64, elementwise."""
         ...
 
 

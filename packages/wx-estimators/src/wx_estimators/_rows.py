@@ -45,7 +45,8 @@ def column(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (like.ndim - 2)).to(device=like.device, dtype=like.dtype)
 
 
-def _chunks(rows: int, chunk: int | None) -> Iterator[slice]:
+def chunks(rows: int, chunk: int | None) -> Iterator[slice]:
+    """Cut `rows` rows into parts of at most `chunk`; None is one part."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be a positive number of rows, got {chunk}")
     step = rows if chunk is None else chunk
@@ -62,12 +63,18 @@ def sample_rows(
     check_batch(key, base.shape[0], "base")
     members = key.members
     parts = []
-    for part in _chunks(key.batch * members, chunk):
-        index = torch.arange(part.start, part.stop, device=base.device) // members
-        picked = {name: value.index_select(0, index) for name, value in cond.items()}
-        parts.append(run(base.index_select(0, index), picked, key.rows(part)))
-    out = torch.cat(parts)
+    for part in chunks(key.batch * members, chunk):
+        picked = {name: _pick(value, part, members) for name, value in cond.items()}
+        parts.append(run(_pick(base, part, members), picked, key.rows(part)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.reshape(key.batch, members, *out.shape[1:])
+
+
+def _pick(x: Tensor, part: slice, members: int) -> Tensor:
+    """Rows `part` of `to_rows(x, members)`; a view for one member."""
+    if members == 1:
+        return x[part]
+    return x.index_select(0, torch.arange(part.start, part.stop, device=x.device) // members)
 
 
 def call(

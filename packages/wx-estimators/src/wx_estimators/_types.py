@@ -6,6 +6,7 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 
 Cond = Mapping[str, Tensor]
 """Conditioning tensors by name; every value has the batch (or row) dimension first."""
+
+Engine = Literal["generator", "philox"]
+"""Where normals come from, see `WhiteNoise`."""
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +37,8 @@ class Key:
         step: counter inside the stream, e.g. the solver step.
 
     Raises:
-        ValueError: shapes do not fit. TypeError: a tensor is not of an integer type.
+        ValueError: shapes do not fit, or a number takes more than 64 bits. TypeError: a tensor is not of an
+            integer type.
     """
 
     seed: int
@@ -43,7 +50,7 @@ class Key:
 
     def __post_init__(self) -> None:
         for name, value in (("init", self.init), ("member", self.member)):
-            if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+            if not isinstance(value, Tensor) or value.dtype not in _INTEGERS:
                 raise TypeError(
                     f"Key.{name} must be an integer tensor, got {getattr(value, 'dtype', value)!r}"
                 )
@@ -52,11 +59,24 @@ class Key:
         shape = tuple(self.member.shape)
         if self.member.ndim not in (1, 2) or (self.member.ndim == 2 and shape[0] != self.batch):
             raise ValueError(f"Key.member must have shape (M,) or ({self.batch}, M), got {shape}")
+        for field, number in (("seed", self.seed), ("lead", self.lead), ("step", self.step)):
+            if not -(2**63) <= number < 2**63:
+                raise ValueError(f"Key.{field} must fit 64 signed bits, got {number}")
 
     @classmethod
     def from_times(cls, seed: int, init_time: np.ndarray, member: Sequence[int]) -> Key:
-        """Key for datetime64 initial times (B,) and member numbers (M,)."""
-        hours = np.asarray(init_time, "datetime64[h]").reshape(-1).astype(np.int64)
+        """Key for datetime64 initial times (B,), whole hours, and member numbers (M,).
+
+        Raises:
+            ValueError: a time is NaT or not a whole hour; such keys need their own integers in `init`.
+        """
+        times = np.asarray(init_time).reshape(-1)
+        whole = times.astype("datetime64[h]")
+        if np.isnat(times).any() or (whole != times).any():
+            raise ValueError(
+                f"init_time must hold whole hours, got {times[np.isnat(times) | (whole != times)]}"
+            )
+        hours = whole.astype(np.int64)
         return cls(seed, torch.from_numpy(hours), torch.as_tensor(list(member), dtype=torch.int64))
 
     @property
