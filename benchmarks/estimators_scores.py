@@ -194,9 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = [n for n in FORMS if "scoringrules" not in n or importlib.util.find_spec("scoringrules")]
-    print(
-        f"{torch.__version__}, one CPU thread, {options.values} values or 16384 points; ns per value, and ratios"
-    )
+    print(f"torch {torch.__version__}, {options.values} values or 16384 points; ns per value, then ratios")
     print(f"{'time':24s}" + "".join(f"{m:>9d}" for m in options.members))
     times = [best_times(names, m, points_of(m, options.values), options.repeats) for m in options.members]
     for name in names:
@@ -218,7 +216,7 @@ def main() -> None:
     print("\nlargest error in float32 with an offset of 1e5, 16 members")
     for name in names:
         print(f"{name:24s} {largest_error(FORMS[name], 16, 1e5):9.1e}")
-    print(f"\nenergy score, a norm over all points: ns per value, and a loop over pairs by autograd")
+    print("\nenergy score, a norm over all points: ns per value, and a loop over pairs by autograd")
     for members in options.members[:5]:
         print(energy_rows(members, points_of(members, options.values), options.repeats), flush=True)
 
