@@ -16,9 +16,11 @@ from recipes.forecaster.forecast import DISCLAIMER
 from recipes.forecaster.settings import Settings
 from wx_data import Store, open_forecast
 from wx_eval import (
+    STANDARD_METRICS,
     Chunk,
     Comparison,
     Map,
+    RankHistogram,
     Records,
     Report,
     climatology,
@@ -76,7 +78,7 @@ def score(settings: Settings, run: Path, progress: bool) -> Records:
                     truth,
                     model=name,
                     truth_name="nature run",
-                    rank_histogram=name == forecaster_name(settings),
+                    metrics=(*STANDARD_METRICS, RankHistogram()),
                     progress=lambda _: bar.update(),
                 )
             )

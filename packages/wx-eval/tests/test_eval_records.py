@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 
+import wx_eval
 from wx_eval import Chunk, Records, evaluate
 from wx_eval._fields import States
 from wx_eval._records import Conventions
 
+METRICS = (*wx_eval.STANDARD_METRICS, wx_eval.RankHistogram())
 LAT, LON = np.linspace(90, -90, 5), np.arange(0, 360, 90.0)
 START = np.datetime64("2021-01-01T00", "s")
 DAY = np.timedelta64(1, "D")
@@ -74,7 +76,7 @@ def test_models_of_different_conventions_do_not_mix() -> None:
 
 
 def test_files_give_back_the_same_records_and_state_their_conventions(tmp_path: Path) -> None:
-    a = records(rank_histogram=True).merge(records("b", missing_truth="drop"))
+    a = records(metrics=METRICS).merge(records("b", missing_truth="drop"))
     a.to_parquet(tmp_path / "scores.parquet")
     assert Records.from_parquet(tmp_path / "scores.parquet") == a
     metadata = pq.read_schema(tmp_path / "scores.parquet").metadata[b"wx_eval"].decode()
@@ -104,7 +106,7 @@ def test_selection_and_axes() -> None:
 
 
 def test_a_histogram_that_was_not_kept_is_refused() -> None:
-    with pytest.raises(ValueError, match="rank_histogram=True"):
+    with pytest.raises(ValueError, match="RankHistogram"):
         records().rank_histogram(model="a", channel="t850", region="nh", lead_time=DAY)
 
 

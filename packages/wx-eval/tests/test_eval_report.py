@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
+import wx_eval
 from wx_eval import Chunk, Map, Records, Report, compare, evaluate, scores
 from wx_eval._charts import class_colour, nice_ticks
 from wx_eval._raster import _magnify, contour, data_uri, palette
 
+METRICS = (*wx_eval.STANDARD_METRICS, wx_eval.RankHistogram())
 LAT, LON = np.linspace(90, -90, 9), np.arange(0, 360, 22.5)
 START = np.datetime64("2021-01-01T00", "ns")
 DAY = np.timedelta64(1, "D")
@@ -64,7 +66,7 @@ def records(model: str, error: float, members: int = 6) -> Records:
         return Chunk(init_time=times[i], lead_time=lead * DAY, channels=("t850", "tp"), values=values)
 
     chunks = [chunk(i, lead) for i in range(9) for lead in (1, 2, 3)]
-    return evaluate(chunks, truth, model=model, rank_histogram=True)
+    return evaluate(chunks, truth, model=model, metrics=METRICS)
 
 
 @pytest.fixture(scope="module")

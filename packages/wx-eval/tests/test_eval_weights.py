@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from wx_eval import cell_weights
+from wx_eval._grid import Grid
 from wx_eval._regions import region_masks
 from wx_eval._units import same_units
 
@@ -46,7 +47,7 @@ def test_ambiguous_rows_are_refused(latitude: np.ndarray, message: str) -> None:
 
 def test_regions_are_inclusive_on_both_sides() -> None:
     lat, lon = np.arange(90, -91, -10.0).astype(np.float32), np.arange(0, 360, 90.0)
-    masks = region_masks(lat, lon)
+    masks = {k: m.reshape(19, 4) for k, m in region_masks(Grid.from_axes(lat, lon)).items()}
     assert masks["global"].all()
     for name in ("tropics", "nh"):
         assert masks[name][lat == 20].all()
@@ -59,13 +60,13 @@ def test_regions_are_inclusive_on_both_sides() -> None:
 def test_own_masks_are_taken_after_a_check() -> None:
     lat, lon = np.array([45.0, -45.0]), np.array([0.0, 180.0])
     mask = np.array([[True, False], [False, False]])
-    assert region_masks(lat, lon, {"box": mask})["box"] is not None
+    assert region_masks(Grid.from_axes(lat, lon), {"box": mask})["box"] is not None
     with pytest.raises(ValueError, match="no point"):
-        region_masks(lat, lon, {"box": ~mask & mask})
+        region_masks(Grid.from_axes(lat, lon), {"box": ~mask & mask})
     with pytest.raises(ValueError, match="boolean mask"):
-        region_masks(lat, lon, {"box": mask.astype(float)})
+        region_masks(Grid.from_axes(lat, lon), {"box": mask.astype(float)})
     with pytest.raises(ValueError, match="unknown region 'europa'"):
-        region_masks(lat, lon, ["europa"])
+        region_masks(Grid.from_axes(lat, lon), ["europa"])
 
 
 @pytest.mark.parametrize(

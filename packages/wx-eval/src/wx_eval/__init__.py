@@ -13,23 +13,38 @@ from ._evaluate import evaluate
 from ._fields import Chunk
 from ._inference import benjamini_hochberg, paired_test, stationary_bootstrap
 from ._kernels import ensemble_statistics
-from ._protocols import ForecastChunk, History
+from ._metrics import CRPS, MAE, MSE, RMSE, STANDARD_METRICS, Bias, Metric, RankHistogram, Spread, SpreadSkill
+from ._protocols import Climatology, ForecastChunk, History
 from ._records import Records
 from ._report import Map, Report
 from ._scores import scores
 from ._spectra import power_spectrum
+from ._statistics import FieldStatistic, Statistic
 from ._weights import cell_weights
 
 __version__ = _version("wx-eval")
 
 __all__ = [
+    "CRPS",
+    "MAE",
+    "MSE",
+    "RMSE",
+    "STANDARD_METRICS",
+    "Bias",
     "Chunk",
+    "Climatology",
     "Comparison",
+    "FieldStatistic",
     "ForecastChunk",
     "History",
     "Map",
+    "Metric",
+    "RankHistogram",
     "Records",
     "Report",
+    "Spread",
+    "SpreadSkill",
+    "Statistic",
     "benjamini_hochberg",
     "cell_weights",
     "climatology",

@@ -1,5 +1,7 @@
 """Paired comparison of two forecasts with tests over a whole card."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -9,25 +11,20 @@ import numpy.typing as npt
 import pyarrow as pa
 import xarray as xr
 
+from ._grid import Vector
 from ._inference import Method, benjamini_hochberg, paired_test, sidak
-from ._records import Conventions, Records
+from ._metrics import Goal, Metric, linearised
+from ._records import WEIGHT, Conventions, Records
+from ._scores import needed, resolve
 
-Metric = Literal["crps_fair", "crps_biased", "mae", "rmse"]
 Correction = Literal["benjamini-hochberg", "sidak", "none"]
-
-# The record column of each metric and whether a square root follows the mean over starts.
-_METRICS: dict[str, tuple[str, bool]] = {
-    "crps_fair": ("crps_fair", False),
-    "crps_biased": ("crps_biased", False),
-    "mae": ("mae_mean", False),
-    "rmse": ("mse_mean", True),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """Comparison of one (channel, region, lead time); see Comparison.table for the meaning of the fields."""
+    """Comparison in one metric, channel, region and lead time; Comparison.table explains the fields."""
 
+    metric: str
     channel: str
     region: str
     lead_time: np.timedelta64
@@ -58,8 +55,8 @@ class Comparison:
     Attributes:
         model_a: name of the model under test.
         model_b: name of the baseline.
-        metric: what is compared; smaller is better.
-        cells: one per channel, region and lead time.
+        metrics: names of what is compared.
+        cells: one per metric, channel, region and lead time.
         method: of the standard error behind `p_value`.
         correction: for the number of tests on the card.
         alpha: level of significance, after the correction.
@@ -73,7 +70,7 @@ class Comparison:
 
     model_a: str
     model_b: str
-    metric: str
+    metrics: tuple[str, ...]
     cells: tuple[Cell, ...]
     method: str
     correction: str
@@ -111,9 +108,10 @@ class Comparison:
     def table(self) -> pa.Table:
         """One row per cell.
 
-        difference = score_a - score_b with its standard error and 95 % interval; skill = 1 - a / b; p_iid,
-        p_geer and p_ewc before any correction; p_value the one of `method`, p_adjusted after `correction`.
-        The settings are in the schema metadata.
+        difference = loss_a - loss_b with its standard error and 95 % interval, negative where a is
+        better: the loss is the score where low is good, its negative where high is, and |score - 1| or |score| where 1 or
+        0 is; skill = (loss_b - loss_a) / |loss_b|; p_iid, p_geer and p_ewc before any correction; p_value the
+        one of `method`, p_adjusted after `correction`. The settings are in the schema metadata.
         """
         columns = {f.name: [getattr(cell, f.name) for cell in self.cells] for f in fields(Cell)}
         leads = np.array(columns.pop("lead_time"), "timedelta64[s]")
@@ -130,7 +128,7 @@ class Comparison:
         c = self.conventions
         return {
             "models": f"{self.model_a} against {self.model_b}",
-            "metric": self.metric,
+            "metric": ", ".join(self.metrics),
             "truth": c.truth,
             "period of starts": f"{self.first_start} to {self.last_start}, spacing {spacing}",
             "starts paired": f"{_span(paired)} per cell, at most {dropped} dropped",
@@ -147,7 +145,7 @@ class Comparison:
 def compare(
     a: Records,
     b: Records,
-    metric: Metric = "crps_fair",
+    metrics: str | Metric | Sequence[str | Metric] = "crps_fair",
     *,
     model_a: str | None = None,
     model_b: str | None = None,
@@ -160,13 +158,14 @@ def compare(
 ) -> Comparison:
     """Test model a against baseline b on the starts that both have, in every cell they share.
 
-    The card that is corrected for multiplicity is what `channels`, `regions` and `lead_times` leave: choose
-    it before looking. RMSE is tested through the linearisation of the square root at the mean.
+    The card that is corrected for multiplicity is what `metrics`, `channels`, `regions` and `lead_times`
+    leave: choose it before looking. Metrics that are not linear, such as RMSE or a ratio, are tested through
+    their linearisation at the means (delta method).
 
     Args:
         a: records of the model under test.
         b: records of the baseline.
-        metric: "crps_fair", "crps_biased", "mae" or "rmse" (of the ensemble mean).
+        metrics: one or several, by name or as objects; not vectors and not those without a goal.
         model_a: which model of `a`, needed when it holds several.
         model_b: which model of `b`, needed when it holds several.
         channels: restrict to these.
@@ -177,33 +176,37 @@ def compare(
         alpha: level of significance.
 
     Raises:
-        ValueError: for different conventions, an unknown or undefined metric, biased scores of ensembles of
-            different size, or no start in common.
+        ValueError: for different conventions, an unknown, untestable or undefined metric, biased scores of
+            ensembles of different size, forecasts scored at different points, or no start in common.
     """
-    if metric not in _METRICS:
-        raise ValueError(f"metric must be one of {tuple(_METRICS)}, got {metric!r}")
     if correction not in ("benjamini-hochberg", "sidak", "none"):
         raise ValueError(f'correction must be "benjamini-hochberg", "sidak" or "none", got {correction!r}')
     conventions = a.conventions.union(b.conventions)
+    chosen = resolve(a, [metrics] if isinstance(metrics, str | Metric) else list(metrics))
     ours = _one_model(a, model_a, "a").select(channel=channels, region=regions, lead_time=lead_times)
     theirs = _one_model(b, model_b, "b").select(channel=channels, region=regions, lead_time=lead_times)
     names = (ours.models[0], theirs.models[0]) if len(ours) and len(theirs) else ("", "")
     sizes = _members(ours), _members(theirs)
-    _check_metric(metric, names, sizes)
-    pair = _align(ours, theirs, _METRICS[metric][0])
-    starts = pair["init_time"].values[pair["both"].any([d for d in pair["both"].dims if d != "init_time"])]
+    for metric in chosen:
+        _check_metric(metric, names, sizes)
+    pairs = [_align(ours, theirs, metric) for metric in chosen]
+    starts = np.unique(np.concatenate([_starts(pair) for pair in pairs]))
     if starts.size < 2:
         raise ValueError(
             f"{names[0]!r} and {names[1]!r} share {starts.size} scored starts and a test needs 2: check that "
             "the init times, lead times, channels and regions of both records overlap"
         )
     steps = np.unique(np.diff(starts))
-    cells = _correct(list(_cells(pair, _METRICS[metric][1], method, steps.size == 1)), correction, alpha)
+    cells = [
+        cell
+        for metric, pair in zip(chosen, pairs, strict=True)
+        for cell in _cells(metric, pair, method, steps.size == 1)
+    ]
     return Comparison(
         model_a=names[0],
         model_b=names[1],
-        metric=metric,
-        cells=tuple(cells),
+        metrics=tuple(metric.name for metric in chosen),
+        cells=tuple(_correct(cells, correction, alpha)),
         method=method,
         correction=correction,
         alpha=alpha,
@@ -229,40 +232,73 @@ def _members(records: Records) -> tuple[int, ...]:
 
 
 def _check_metric(
-    metric: str, names: tuple[str, str], sizes: tuple[tuple[int, ...], tuple[int, ...]]
+    metric: Metric, names: tuple[str, str], sizes: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> None:
+    if metric.vector or metric.goal == "none":
+        raise ValueError(f"metric {metric.name!r} has no better and worse: it cannot be compared")
+    most = max(s.minimum_members for s in metric.statistics)
     for name, size in zip(names, sizes, strict=True):
-        if metric.startswith("crps") and 1 in size:
+        if size and min(size) < most:
             raise ValueError(
-                f"model {name!r} has a single member, for which {metric} does not exist: compare metric "
-                '"mae" or "rmse"'
+                f"model {name!r} has {_sizes(size)} member(s), for which {metric.name} does not exist: it "
+                f'needs {most}; compare metric "mae" or "rmse"'
             )
-    if metric == "crps_biased" and sizes[0] != sizes[1]:
+    if metric.name == "crps_biased" and sizes[0] != sizes[1]:
         raise ValueError(
             f"biased CRPS depends on the ensemble size and {names[0]!r} has {_sizes(sizes[0])} members, "
             f'{names[1]!r} {_sizes(sizes[1])}: use metric "crps_fair"'
         )
 
 
-def _align(a: Records, b: Records, column: str) -> xr.Dataset:
-    """Scores of both models on the cells they share and all starts of either."""
-    left, right = (r.to_xarray()[column].isel(model=0, drop=True) for r in (a, b))
-    shared = {dim: np.intersect1d(left[dim], right[dim]) for dim in ("channel", "region", "lead_time")}
-    left, right = xr.align(left.sel(shared), right.sel(shared), join="outer")
-    either, both = left.notnull() | right.notnull(), left.notnull() & right.notnull()
-    return xr.Dataset({"a": left, "b": right, "either": either, "both": both})
+_ORDER = ("channel", "region", "lead_time", "init_time")
 
 
-def _cells(pair: xr.Dataset, root: bool, method: Method, regular: bool) -> Iterator[Cell]:
-    order = ("channel", "region", "lead_time", "init_time")
-    a, b, both, either = (pair[name].transpose(*order).values for name in ("a", "b", "both", "either"))
-    axes = [pair[name].values for name in order[:3]]
+def _align(a: Records, b: Records, metric: Metric) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+    """Statistics of both models on the cells they share and all starts of either, and which starts count.
+
+    Raises:
+        ValueError: when a start was scored at different points.
+    """
+    both = [r.to_xarray(needed(r, [metric])).isel(model=0, drop=True) for r in (a, b)]
+    shared = {dim: np.intersect1d(both[0][dim], both[1][dim]) for dim in _ORDER[:3]}
+    left, right = xr.align(*(r.sel(shared).transpose(*_ORDER, ...) for r in both), join="outer")
+    first = metric.statistics[0].id
+    there = [r[first].notnull().any([d for d in r[first].dims if d not in _ORDER]) for r in (left, right)]
+    paired = there[0] & there[1]
+    for name in left:
+        if (name == "sum_w" or str(name).endswith(WEIGHT)) and bool(
+            (paired & (abs(left[name] - right[name]) > 1e-9 * abs(left[name]))).any()
+        ):
+            raise ValueError(
+                f"the two models were scored at different points ({name} of a start differs): compare "
+                "forecasts on the same truth, with the same missing points"
+            )
+    return left, right, xr.Dataset({"both": paired, "either": there[0] | there[1]})
+
+
+def _starts(pair: tuple[xr.Dataset, xr.Dataset, xr.Dataset]) -> Any:
+    """Init times that enter any cell."""
+    both = pair[2]["both"]
+    return both["init_time"].values[both.any(_ORDER[:3])]
+
+
+def _cells(
+    metric: Metric, pair: tuple[xr.Dataset, xr.Dataset, xr.Dataset], method: Method, regular: bool
+) -> Iterator[Cell]:
+    left, right, counts = pair
+    both, either = counts["both"].values, counts["either"].values
+    ids = [s.id for s in metric.statistics]
+    ours, theirs = ({name: side[name].values for name in ids} for side in (left, right))
+    axes = [left[name].values for name in _ORDER[:3]]
     for where in np.ndindex(*both.shape[:3]):
         keep = both[where]
-        key = {name: axis[i] for name, axis, i in zip(order[:3], axes, where, strict=True)}
+        key = {name: axis[i] for name, axis, i in zip(_ORDER[:3], axes, where, strict=True)}
+        if not either[where].any():
+            continue
         dropped = int(either[where].sum() - keep.sum())
         even = regular and _contiguous(keep)
-        yield _cell(key, a[where][keep], b[where][keep], root, method, dropped, even)
+        series = [{name: side[name][where][keep] for name in ids} for side in (ours, theirs)]
+        yield _cell(metric, key, series[0], series[1], method, dropped, even)
 
 
 def _contiguous(keep: npt.NDArray[np.bool_]) -> bool:
@@ -271,34 +307,38 @@ def _contiguous(keep: npt.NDArray[np.bool_]) -> bool:
 
 
 def _cell(
+    metric: Metric,
     key: dict[str, Any],
-    a: npt.NDArray[np.float64],
-    b: npt.NDArray[np.float64],
-    root: bool,
+    a: dict[str, Vector],
+    b: dict[str, Vector],
     method: Method,
     dropped: int,
     regular: bool,
 ) -> Cell:
-    key = {**key, "channel": str(key["channel"]), "region": str(key["region"])}
-    if a.size < 2:
-        return _untested(key, a.size, dropped)
-    score_a, score_b = float(a.mean()), float(b.mean())
-    if root:
-        # d sqrt(m) = dm / (2 sqrt(m)): the mean of these series is the RMSE itself.
-        a, b = _linear_root(a), _linear_root(b)
-        score_a, score_b = float(np.sqrt(score_a)), float(np.sqrt(score_b))
+    key = {"metric": metric.name, **key, "channel": str(key["channel"]), "region": str(key["region"])}
+    pairs = len(next(iter(a.values())))
+    if pairs < 2:
+        return _untested(key, pairs, dropped)
+    (score_a, line_a), (score_b, line_b) = linearised(metric, a), linearised(metric, b)
+    (loss_a, series_a), (loss_b, series_b) = (
+        _loss(metric.goal, score, line) for score, line in ((score_a, line_a), (score_b, line_b))
+    )
+    if not np.isfinite(series_a - series_b).all():
+        return replace(
+            _untested(key, pairs, dropped), score_a=score_a, score_b=score_b, notes=("not defined",)
+        )
     methods: tuple[Method, ...] = ("iid", "geer", "ewc")
-    tests = {m: paired_test(a - b, method=m, regular=regular) for m in methods}
+    tests = {m: paired_test(series_a - series_b, method=m, regular=regular) for m in methods}
     chosen = tests[method]
     low, high = chosen.interval()
     return Cell(
         **key,
-        n=a.size,
+        n=pairs,
         n_dropped=dropped,
         score_a=score_a,
         score_b=score_b,
         difference=chosen.mean,
-        skill=1 - score_a / score_b if score_b else np.nan,
+        skill=(loss_b - loss_a) / abs(loss_b) if loss_b else np.nan,
         stderr=chosen.stderr,
         low=low,
         high=high,
@@ -314,13 +354,19 @@ def _cell(
     )
 
 
-def _linear_root(mse: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    mean = mse.mean()
-    return np.asarray((mse + mean) / (2 * np.sqrt(mean))) if mean > 0 else mse
+def _loss(goal: Goal, score: float, line: Vector) -> tuple[float, Vector]:
+    """Score and its linearisation as something of which less is better."""
+    if goal == "low":
+        return score, line
+    if goal == "high":
+        return -score, -line
+    target = 1.0 if goal == "one" else 0.0
+    sign = 1.0 if score >= target else -1.0
+    return abs(score - target), sign * (line - target)
 
 
 def _untested(key: dict[str, Any], n: int, dropped: int) -> Cell:
-    values: dict[str, Any] = {f.name: np.nan for f in fields(Cell) if f.type is float}
+    values: dict[str, Any] = {f.name: np.nan for f in fields(Cell) if f.type == "float"}
     values |= {"n": n, "n_dropped": dropped, "significant": False, "notes": ("fewer than 2 pairs",)}
     return Cell(**key, **values)
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from ._grid import Grid
 from ._protocols import ForecastChunk, History
 from ._units import same_units
 
@@ -22,8 +23,9 @@ _ALIASES = {
     "latitude": ("lat",),
     "longitude": ("lon",),
 }
-_FORECAST_DIMS = ("init_time", "lead_time", "member", "channel", "latitude", "longitude")
-_STATE_DIMS = ("time", "channel", "latitude", "longitude")
+_SPACE = ("latitude", "longitude")
+_FORECAST_DIMS = ("init_time", "lead_time", "member", "channel")
+_STATE_DIMS = ("time", "channel")
 # Axes written in float32 differ from the same axes in float64 by up to 2e-5 degrees.
 _GRID_TOLERANCE = 1e-4
 _CACHE_BYTES = 256 << 20
@@ -37,9 +39,9 @@ class Chunk:
         init_time: start of the forecast.
         lead_time: time since then.
         channels: names.
-        values: shape (member, channel, latitude, longitude).
-        latitude: degrees, or None when unknown.
-        longitude: degrees, or None when unknown.
+        values: shape (member, channel, latitude, longitude), or (member, channel, point).
+        latitude: degrees, of the rows or of the points, or None when unknown.
+        longitude: degrees, of the columns or of the points, or None when unknown.
         units: one string per channel, or None when unknown.
     """
 
@@ -54,7 +56,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """A History over an array of dims (time, channel, latitude, longitude) that may load lazily."""
+    """A History over an array of dims (time, channel, *space) that may load lazily."""
 
     array: xr.DataArray
 
@@ -74,11 +76,11 @@ def as_history(data: xr.DataArray | History, argument: str) -> History:
         ValueError: for missing dims and for times that do not increase.
     """
     if isinstance(data, xr.DataArray):
-        data = States(_with_dims(data, _STATE_DIMS, argument).transpose(*_STATE_DIMS))
+        data = States(_ordered(data, _STATE_DIMS, argument))
     if not hasattr(data, "times") or not hasattr(data, "read"):
         raise TypeError(
-            f"{argument} must be an xarray.DataArray with dims {_STATE_DIMS} or an object with `times` and "
-            f"`read(times)`, got {type(data).__name__}"
+            f"{argument} must be an xarray.DataArray with dims {(*_STATE_DIMS, *_SPACE)} or an object with "
+            f"`times` and `read(times)`, got {type(data).__name__}"
         )
     steps = np.diff(seconds(data.times))
     if (steps <= np.timedelta64(0, "s")).any():
@@ -93,7 +95,7 @@ def forecast_chunks(forecast: xr.DataArray) -> Iterator[Chunk]:
     Raises:
         ValueError: for missing dims, duplicate times or a lead time without a time unit.
     """
-    array = _with_dims(forecast, _FORECAST_DIMS, "forecast").transpose(*_FORECAST_DIMS)
+    array = _ordered(forecast, _FORECAST_DIMS, "forecast")
     inits, leads = seconds(array["init_time"].values), _lead_times(array["lead_time"])
     for name, times in (("init_time", inits), ("lead_time", leads)):
         if len(np.unique(times)) != len(times):
@@ -105,11 +107,30 @@ def forecast_chunks(forecast: xr.DataArray) -> Iterator[Chunk]:
                 init_time=init_time,
                 lead_time=lead_time,
                 channels=channels,
-                values=array.isel(init_time=i, lead_time=j).values,
+                values=_Lazy(array.isel(init_time=i, lead_time=j)),  # type: ignore[arg-type]
                 latitude=array["latitude"].values,
                 longitude=array["longitude"].values,
                 units=units,
             )
+
+
+class _Lazy:
+    """Values of an array that are read when they are sliced or turned into a numpy array."""
+
+    def __init__(self, array: xr.DataArray) -> None:
+        self._array = array
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> Array:
+        return np.asarray(self._array[index].values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        del copy
+        values = np.asarray(self._array.values)
+        return values if dtype is None else values.astype(dtype)
 
 
 class Truth:
@@ -119,31 +140,34 @@ class Truth:
         self._history = history
         self._known = set(seconds(history.times).tolist())
         first = history.read(history.times[:1])
-        missing = [dim for dim in _STATE_DIMS if dim not in first.dims]
+        self._dims = (*_STATE_DIMS, *_space(first, "truth"))
+        missing = [dim for dim in self._dims if dim not in first.dims]
         if missing:
             raise ValueError(f"truth lacks the dims {missing}: it has {first.dims}")
         self.channels = channel_names(first)
         self.units = channel_units(first)
         self.latitude = np.asarray(first["latitude"].values)
         self.longitude = np.asarray(first["longitude"].values)
+        make = Grid.from_axes if len(self._dims) == 4 else Grid.from_points
+        self.grid = make(self.latitude, self.longitude)
         self.name = str(first.name) if first.name is not None else "truth"
         self._capacity = max(2, _CACHE_BYTES // max(first.nbytes, 1))
         self._cache: OrderedDict[np.datetime64, Array] = OrderedDict()
 
     def at(self, valid_time: np.datetime64) -> Array | None:
-        """State (channel, latitude, longitude) at exactly this time, or None when there is none."""
+        """State (channel, point) at exactly this time, or None when there is none."""
         if valid_time.item() not in self._known:
             return None
         if valid_time in self._cache:
             self._cache.move_to_end(valid_time)
         else:
-            state = self._history.read(np.array([valid_time])).transpose(*_STATE_DIMS)
-            self._cache[valid_time] = np.asarray(state.values)[0]
+            state = self._history.read(np.array([valid_time])).transpose(*self._dims)
+            self._cache[valid_time] = np.asarray(state.values)[0].reshape(len(self.channels), -1)
             if len(self._cache) > self._capacity:
                 self._cache.popitem(last=False)
         return self._cache[valid_time]
 
-    def check(self, chunk: ForecastChunk, values: Array) -> list[int]:
+    def check(self, chunk: ForecastChunk, shape: tuple[int, ...]) -> list[int]:
         """Positions of the chunk's channels, after channels, shape, grid and units were compared.
 
         Raises:
@@ -156,12 +180,13 @@ class Truth:
             )
         if len(set(chunk.channels)) != len(chunk.channels):
             raise ValueError(f"forecast names a channel twice: {list(chunk.channels)}")
-        expected = (len(chunk.channels), len(self.latitude), len(self.longitude))
-        if values.ndim != 4 or values.shape[1:] != expected or not values.shape[0]:
+        expected = (len(chunk.channels), *self.grid.shape)
+        if shape[1:] != expected or not shape[0]:
+            space = "latitude, longitude" if self.grid.regular else "point"
             raise ValueError(
-                f"forecast values at {chunk.init_time} + {chunk.lead_time} have shape {values.shape}, "
-                "expected (member, channel, latitude, longitude) = "
-                f"(M, {', '.join(map(str, expected))}) on the truth's grid"
+                f"forecast values at {chunk.init_time} + {chunk.lead_time} have shape {shape}, "
+                f"expected (member, channel, {space}) = (M, {', '.join(map(str, expected))}) on the "
+                "grid of the truth"
             )
         for axis in ("latitude", "longitude"):
             self._check_axis(axis, getattr(chunk, axis, None))
@@ -222,26 +247,42 @@ def channel_units(array: xr.DataArray) -> tuple[str, ...] | None:
     return None
 
 
-def _with_dims(array: xr.DataArray, dims: tuple[str, ...], argument: str) -> xr.DataArray:
-    """Rename the usual synonyms and restore dims that were selected away."""
+def _ordered(array: xr.DataArray, dims: tuple[str, ...], argument: str) -> xr.DataArray:
+    """Rename the usual synonyms, restore dims that were selected away, and put space last."""
     if not isinstance(array, xr.DataArray):
         raise TypeError(
             f"{argument} must be an xarray.DataArray, got {type(array).__name__}: "
             'use Dataset.to_dataarray(dim="channel") on a Dataset'
         )
-    for name in dims:
-        synonym = next((s for s in _ALIASES.get(name, ()) if s in array.dims), None)
-        if name not in array.dims and synonym is not None:
+    for name in (*dims, *_SPACE):
+        synonym = next((s for s in _ALIASES.get(name, ()) if s in array.dims or s in array.coords), None)
+        if name not in array.dims and name not in array.coords and synonym is not None:
             array = array.rename({synonym: name})
-        elif name not in array.dims and (name in array.coords or name == "member"):
+        if name in dims and name not in array.dims and (name in array.coords or name == "member"):
             array = array.expand_dims(name)
-    missing = [name for name in dims if name not in array.dims]
-    if missing or len(array.dims) != len(dims):
-        raise ValueError(f"{argument} must have dims {dims}, got {array.dims}")
+    order = (*dims, *_space(array, argument))
+    if set(order) != set(array.dims):
+        raise ValueError(f"{argument} must have dims {(*dims, *_SPACE)}, got {array.dims}")
     unlabelled = [name for name in dims if name != "member" and name not in array.coords]
     if unlabelled:
         raise ValueError(f"{argument} needs coordinate values along {unlabelled}")
-    return array
+    return array.transpose(*order)
+
+
+def _space(array: xr.DataArray, argument: str) -> tuple[str, ...]:
+    """The dims of space: latitude and longitude, or the one along which both are coordinates."""
+    absent = [name for name in _SPACE if name not in array.coords]
+    if absent:
+        raise ValueError(f"{argument} needs coordinate values of {absent}, it has dims {array.dims}")
+    dims = {str(d) for name in _SPACE for d in array[name].dims}
+    if len(dims) == 1:
+        return tuple(dims)
+    if dims != set(_SPACE):
+        raise ValueError(
+            f"latitude and longitude of {argument} must be the two axes of a grid or both lie along one "
+            f"dim of points, got {array['latitude'].dims} and {array['longitude'].dims}"
+        )
+    return _SPACE
 
 
 def _lead_times(lead: xr.DataArray) -> npt.NDArray[np.timedelta64]:

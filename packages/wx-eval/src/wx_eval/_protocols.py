@@ -10,9 +10,10 @@ import xarray as xr
 class ForecastChunk(Protocol):
     """All members of a forecast at one init time and one lead time.
 
-    `values` has shape (member, channel, latitude, longitude) on the grid of the truth. A chunk that also has
-    attributes `latitude`, `longitude` or `units` (one string per channel) has them checked against the truth;
-    without them the caller vouches for grid and units.
+    `values` has shape (member, channel, latitude, longitude), or (member, channel, point) on a mesh, on the
+    grid of the truth; anything that numpy can slice and turn into an array. A chunk that also has attributes
+    `latitude`, `longitude` or `units` (one string per channel) has them checked against the truth; without
+    them the caller vouches for grid and units.
     """
 
     @property
@@ -32,10 +33,27 @@ class History(Protocol):
     """A series of atmospheric states that is read when needed: a truth or the data behind a baseline.
 
     `times` is strictly increasing; `read` returns the states at exactly the given times with dims
-    (time, channel, latitude, longitude).
+    (time, channel, latitude, longitude), or (time, channel, point) with coordinates latitude and longitude
+    along the points.
     """
 
     @property
     def times(self) -> npt.NDArray[np.datetime64]: ...
 
     def read(self, times: npt.NDArray[np.datetime64], /) -> xr.DataArray: ...
+
+
+class Climatology(Protocol):
+    """Climatological fields by valid time."""
+
+    @property
+    def name(self) -> str:
+        """Kept with the records: only scores against the same climatology can be compared."""
+        ...
+
+    def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
+        """A field with dims (channel, latitude, longitude) or (channel, point).
+
+        statistic: "mean", "std", "quantile(<probability>)", "seeps_dry_fraction", "seeps_threshold".
+        """
+        ...

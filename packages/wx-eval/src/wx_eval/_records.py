@@ -1,4 +1,6 @@
-"""Mean scores per forecast, kept apart until the last moment."""
+"""Mean statistics per forecast, kept apart until the last moment."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -16,7 +18,6 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 KEY = ("model", "channel", "region", "lead_time", "init_time")
-SCORES = ("crps_fair", "crps_biased", "mae_mean", "mse_mean", "error_mean", "variance")
 SCHEMA = pa.schema(
     [
         pa.field("model", pa.string(), nullable=False),
@@ -28,14 +29,17 @@ SCHEMA = pa.schema(
         pa.field("n", pa.int64(), nullable=False),
         pa.field("n_missing", pa.int64(), nullable=False),
         pa.field("sum_w", pa.float64(), nullable=False),
-        *(pa.field(name, pa.float64()) for name in SCORES),
-        pa.field("rank_histogram", pa.list_(pa.float64())),
     ]
 )
+"""Columns of every table of records; one column per statistic follows, a number or a list of numbers."""
+
+WEIGHT = ".w"
+"""Ends the name of the column with the weight behind a statistic that does not exist at all scored points."""
+
 FloatVector = npt.NDArray[np.float64]
 
 _METADATA_KEY = b"wx_eval"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +48,19 @@ class Conventions:
 
     Attributes:
         truth: name of the verifying data.
-        weights: "cell", "cos" or "custom:<hash>".
-        grid: rows, columns and hash of the coordinates.
+        weights: name of the weights or "custom:<hash>".
+        grid: shape and hash of the coordinates.
+        climatology: name of the climatology, "" when nothing needed one.
         regions: hash of the mask of each region.
         units: unit of each channel, "" when neither side states it.
-        ranks: treatment of ties in the rank histogram.
     """
 
     truth: str
     weights: str
     grid: str
+    climatology: str = ""
     regions: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
-    ranks: str = "tied ranks share the mass"
 
     @property
     def digest(self) -> str:
@@ -64,15 +68,15 @@ class Conventions:
         shared = {k: v for k, v in asdict(self).items() if k not in ("regions", "units")}
         return hashlib.sha256(json.dumps([_FORMAT, shared], sort_keys=True).encode()).hexdigest()[:16]
 
-    def union(self, other: "Conventions") -> "Conventions":
+    def union(self, other: Conventions) -> Conventions:
         """Conventions of a merge.
 
         Raises:
             ValueError: naming the first choice on which the two differ.
         """
-        for name in ("truth", "weights", "grid", "ranks"):
+        for name in ("truth", "weights", "grid", "climatology"):
             mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+            if mine != theirs and not (name == "climatology" and "" in (mine, theirs)):
                 raise ValueError(f"records with different {name} cannot be combined: {mine!r} and {theirs!r}")
         for name in ("regions", "units"):
             mine, theirs = getattr(self, name), getattr(other, name)
@@ -83,26 +87,37 @@ class Conventions:
                     f"records with different {name} of {key!r} cannot be combined: "
                     f"{mine[key]!r} and {theirs[key]!r}"
                 )
-        regions, units = {**self.regions, **other.regions}, {**self.units, **other.units}
-        return replace(self, regions=regions, units=units)
+        return replace(
+            self,
+            climatology=self.climatology or other.climatology,
+            regions={**self.regions, **other.regions},
+            units={**self.units, **other.units},
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Records:
-    """One row of area-mean scores per (model, channel, region, lead time, init time).
+    """One row of area-mean statistics per (model, channel, region, lead time, init time).
 
-    Rows are sorted by key, so the same rows are the same table however they were computed and merged. A row
-    with n = 0 and null scores records a forecast that had no truth. `sum_w` is the weight that was scored,
-    `n_missing` the number of points whose truth is missing. Columns: crps_fair and crps_biased (null for a
-    single member), mae_mean = |ensemble mean - y|, mse_mean = (ensemble mean - y)^2, error_mean = ensemble
-    mean - y, variance (M - 1 in the denominator) and rank_histogram (M + 1 fractions, null unless asked for).
+    Rows are sorted by key and statistics by name, so the same rows are the same table however they were
+    computed and merged. A row with n = 0 and null statistics records a forecast that had no truth. `members`
+    is M, `n` the number of points that were scored, `n_missing` that of points without truth, `sum_w` the
+    weight that was scored. A statistic is null where it does not exist, such as the variance of a single member; one
+    that exists at some of the scored points only has its own weight in the column with ".w" at its end.
+
+    Args:
+        table: with the columns of `SCHEMA` and one per statistic.
+        conventions: of all rows.
+        metrics: settings of the metrics that the statistics were kept for, by name.
     """
 
     table: pa.Table
     conventions: Conventions
+    metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _sorted_union(self.table))
+        object.__setattr__(self, "table", _canonical(self.table))
+        object.__setattr__(self, "metrics", dict(sorted(self.metrics.items())))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Records):
@@ -117,37 +132,50 @@ class Records:
 
     @property
     def models(self) -> list[str]:
+        """Names, sorted."""
         return self._distinct("model")
 
     @property
     def channels(self) -> list[str]:
+        """Names, sorted."""
         return self._distinct("channel")
 
     @property
     def regions(self) -> list[str]:
+        """Names, sorted."""
         return self._distinct("region")
 
     @property
+    def statistics(self) -> list[str]:
+        """Ids, sorted."""
+        names = self.table.column_names
+        return [name for name in names if name not in SCHEMA.names and not name.endswith(WEIGHT)]
+
+    @property
     def init_times(self) -> npt.NDArray[np.datetime64]:
+        """Init times of any row."""
         return np.unique(self.table["init_time"].to_numpy())
 
     @property
     def lead_times(self) -> npt.NDArray[np.timedelta64]:
+        """Lead times of any row."""
         return np.unique(self.table["lead_time"].to_numpy())
 
     def _distinct(self, column: str) -> list[str]:
         return sorted(pc.unique(self.table[column]).to_pylist())
 
-    def merge(self, *others: "Records") -> "Records":
-        """Union of rows; the order of merging and repeats of a row make no difference.
+    def merge(self, *others: Records) -> Records:
+        """Union of rows and of statistics; the order of merging and repeats make no difference.
 
         Raises:
-            ValueError: when conventions differ or one key has two different rows.
+            ValueError: when conventions differ or one statistic of one key has two values.
         """
-        conventions = self.conventions
+        conventions, metrics = self.conventions, dict(self.metrics)
         for other in others:
             conventions = conventions.union(other.conventions)
-        return Records(pa.concat_tables([self.table, *(o.table for o in others)]), conventions)
+            metrics |= other.metrics
+        tables = [self.table, *(o.table for o in others)]
+        return Records(pa.concat_tables(tables, promote_options="default"), conventions, metrics)
 
     def select(
         self,
@@ -157,7 +185,7 @@ class Records:
         region: str | Sequence[str] | None = None,
         lead_time: Iterable[np.timedelta64] | None = None,
         init_time: Iterable[np.datetime64] | None = None,
-    ) -> "Records":
+    ) -> Records:
         """Rows whose key is among the given values.
 
         Raises:
@@ -180,18 +208,33 @@ class Records:
                     "timedelta64[s]" if column == "lead_time" else "datetime64[s]"
                 )
                 table = table.filter(pc.is_in(table[column], pa.array(wanted, kind)))
-        return Records(table, self.conventions)
+        return Records(table, self.conventions, self.metrics)
 
-    def to_xarray(self) -> xr.Dataset:
-        """Dense arrays (model, channel, region, lead_time, init_time) with NaN where there is no row."""
+    def to_xarray(self, statistics: Iterable[str] | None = None) -> xr.Dataset:
+        """Dense arrays (model, channel, region, lead_time, init_time) with NaN where there is no row.
+
+        A statistic of several numbers has a last dim of its own, "<id>_k"; shorter lists end in NaN.
+
+        Args:
+            statistics: ids; by default all. Members, counts and weights are always there.
+
+        Raises:
+            ValueError: for an id that the records do not hold.
+        """
+        names = self.statistics if statistics is None else list(dict.fromkeys(statistics))
+        absent = sorted(set(names) - set(self.statistics))
+        if absent:
+            raise ValueError(f"no statistic {absent} in the records, which hold {self.statistics}")
         axes = {name: np.unique(_column(self.table, name), return_inverse=True) for name in KEY}
         shape = tuple(len(values) for values, _ in axes.values())
         where = tuple(index for _, index in axes.values())
+        extra = [f"{name}{WEIGHT}" for name in names if f"{name}{WEIGHT}" in self.table.column_names]
         out = {}
-        for name in ("members", "n", "n_missing", "sum_w", *SCORES):
-            cube = np.full(shape, np.nan)
-            cube[where] = _column(self.table, name)
-            out[name] = (KEY, cube)
+        for name in ("members", "n", "n_missing", "sum_w", *names, *extra):
+            flat = _numbers(self.table[name])
+            cube = np.full((*shape, *flat.shape[1:]), np.nan)
+            cube[where] = flat
+            out[name] = ((*KEY, f"{name}_k") if flat.ndim > 1 else KEY, cube)
         coords = {name: (name, _time_coord(values)) for name, (values, _) in axes.items()}
         return xr.Dataset(out, coords)
 
@@ -204,27 +247,30 @@ class Records:
             ValueError: when no row holds a histogram or ensembles of different size are mixed.
         """
         rows = self.select(model=model, channel=channel, region=region, lead_time=[lead_time]).table
-        histograms = [h for h in rows["rank_histogram"].to_pylist() if h is not None]
+        names = rows.column_names
+        lists = rows["rank_histogram"].to_pylist() if "rank_histogram" in names else []
+        histograms = [h for h in lists if h is not None]
         if not histograms or len({len(h) for h in histograms}) != 1:
             raise ValueError(
                 f"no rank histogram of one ensemble size for {model}, {channel}, {region}, {lead_time}: "
-                "use evaluate(..., rank_histogram=True)"
+                "give evaluate the metric RankHistogram()"
             )
         return np.asarray(np.mean(histograms, axis=0))
 
     def to_parquet(self, path: str | PathLike[str]) -> None:
-        """Write one file, with conventions, package version and format number in the schema metadata."""
+        """Write one file, with conventions, metrics, package version and format in the schema metadata."""
         payload = {
             "format": _FORMAT,
             "version": version("wx-eval"),
             "conventions": asdict(self.conventions),
             "conventions_hash": self.conventions.digest,
+            "metrics": {name: dict(settings) for name, settings in self.metrics.items()},
         }
         table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(payload, sort_keys=True)})
         pq.write_table(table, path, compression="zstd")
 
     @classmethod
-    def from_parquet(cls, path: str | PathLike[str]) -> "Records":
+    def from_parquet(cls, path: str | PathLike[str]) -> Records:
         """Read what `to_parquet` wrote.
 
         Raises:
@@ -238,7 +284,8 @@ class Records:
                 f"{path} holds no wx-eval records of format {_FORMAT} (found {payload.get('format')!r}): "
                 "write it with Records.to_parquet"
             )
-        return cls(table.replace_schema_metadata(None), Conventions(**payload["conventions"]))
+        conventions = Conventions(**payload["conventions"])
+        return cls(table.replace_schema_metadata(None), conventions, payload["metrics"])
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -246,38 +293,84 @@ def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return values.astype(str) if values.dtype == object else values
 
 
+def _numbers(column: pa.ChunkedArray) -> FloatVector:
+    """(rows,) numbers, or (rows, K) of lists, NaN where there is none."""
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.to_numpy(), np.float64)
+    lists = column.combine_chunks()
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0))
+    out = np.full((len(lists), int(lengths.max(initial=0))), np.nan)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = np.asarray(lists.flatten())
+    return out
+
+
 def _time_coord(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     # xarray before 2025.01 keeps times in nanoseconds only and warns about anything else.
     return values.astype(f"{values.dtype.kind}8[ns]") if values.dtype.kind in "mM" else values
 
 
-def _sorted_union(table: pa.Table) -> pa.Table:
-    """Rows in key order with repeated rows dropped."""
-    table = table.cast(SCHEMA).sort_by([(name, "ascending") for name in KEY]).combine_chunks()
+def _canonical(table: pa.Table) -> pa.Table:
+    """Rows in key order, statistics in order of their names; rows of one key become one."""
+    names = sorted(name for name in table.column_names if name not in SCHEMA.names)
+    kinds = {name: table.schema.field(name).type for name in names}
+    wide = pa.schema(
+        [*SCHEMA, *(pa.field(n, k if pa.types.is_list(k) else pa.float64()) for n, k in kinds.items())]
+    )
+    table = table.select(wide.names).cast(wide)
+    table = table.sort_by([(name, "ascending") for name in KEY]).combine_chunks()
     if table.num_rows < 2:
         return table
     before, after = table.slice(0, table.num_rows - 1), table.slice(1)
     same = np.ones(table.num_rows - 1, bool)
     for name in KEY:
         same &= pc.equal(before[name], after[name]).to_numpy()
-    repeats = np.flatnonzero(same)
-    if not repeats.size:
-        return table
-    _refuse_conflicts(table.take(repeats), table.take(repeats + 1))
-    keep = np.ones(table.num_rows, bool)
-    keep[repeats + 1] = False
-    return table.filter(pa.array(keep)).combine_chunks()
+    return _joined(table, np.append(True, ~same)) if same.any() else table
 
 
-def _refuse_conflicts(first: pa.Table, second: pa.Table) -> None:
-    if first.equals(second):
-        return
-    for i in range(first.num_rows):
-        a, b = first.slice(i, 1), second.slice(i, 1)
-        if not a.equals(b):
-            key = ", ".join(f"{name}={a[name][0].as_py()}" for name in KEY)
-            columns = [name for name in SCHEMA.names if not a[name].equals(b[name])]
-            raise ValueError(
-                f"two records of {key} differ in {columns}: they come from different forecasts or truths, so "
-                "give the models different names or drop one"
-            )
+def _joined(table: pa.Table, first: npt.NDArray[np.bool_]) -> pa.Table:
+    """One row for each run of rows of one key, which starts where `first` is true."""
+    starts = np.flatnonzero(first)
+    columns = []
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        if name in KEY:
+            columns.append(column.take(pa.array(starts)))
+        elif pa.types.is_list(column.type):
+            columns.append(_join_lists(table, name, starts))
+        else:
+            columns.append(_join_numbers(table, name, starts))
+    return pa.table(columns, schema=table.schema)
+
+
+def _join_numbers(table: pa.Table, name: str, starts: npt.NDArray[np.intp]) -> pa.Array:
+    values = np.asarray(table[name].to_numpy(), np.float64)
+    low, high = np.fmin.reduceat(values, starts), np.fmax.reduceat(values, starts)
+    wrong = np.flatnonzero((low != high) & ~np.isnan(low))
+    if wrong.size:
+        _refuse(table, int(starts[wrong[0]]))
+    return pa.array(low, pa.float64(), from_pandas=True).cast(table.schema.field(name).type)
+
+
+def _join_lists(table: pa.Table, name: str, starts: npt.NDArray[np.intp]) -> pa.Array:
+    values, out = table[name].to_pylist(), []
+    for start, stop in zip(starts, [*starts[1:], len(values)], strict=True):
+        found = [v for v in values[start:stop] if v is not None]
+        if any(v != found[0] for v in found):
+            _refuse(table, int(start))
+        out.append(found[0] if found else None)
+    return pa.array(out, table.schema.field(name).type)
+
+
+def _refuse(table: pa.Table, row: int) -> None:
+    """Raise ValueError for the run of rows of one key that starts here."""
+    same = [table[k].to_pylist() for k in KEY]
+    stop = row + 1
+    while stop < table.num_rows and all(column[stop] == column[row] for column in same):
+        stop += 1
+    run = table.slice(row, stop - row)
+    differ = [n for n in table.column_names if len({str(v) for v in run[n].to_pylist() if v is not None}) > 1]
+    key = ", ".join(f"{k}={run[k][0].as_py()}" for k in KEY)
+    raise ValueError(
+        f"two records of {key} differ in {differ}: they come from different forecasts or truths, so give the "
+        "models different names or drop one"
+    )

@@ -1,58 +1,106 @@
-"""Named regions as a points x regions matrix."""
+"""Named regions as masks of points."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-# (south, north), edges inclusive: a row at 20 degrees belongs to the tropics and to its hemisphere.
-_BANDS: dict[str, tuple[float, float]] = {
-    "global": (-90.0, 90.0),
-    "tropics": (-20.0, 20.0),
-    "nh": (20.0, 90.0),
-    "sh": (-90.0, -20.0),
-}
-DEFAULT_REGIONS = tuple(_BANDS)
+from ._grid import Grid
 
-RegionSpec = Sequence[str] | Mapping[str, npt.NDArray[np.bool_]]
+Mask = npt.NDArray[np.bool_]
+
+# (south, north), (west, east) in degrees, edges inclusive: the row at 20 degrees belongs to the tropics and
+# to its hemisphere. The list is that of WeatherBench-X.
+BOXES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "global": ((-90, 90), (0, 360)),
+    "tropics": ((-20, 20), (0, 360)),
+    "nh": ((20, 90), (0, 360)),
+    "sh": ((-90, -20), (0, 360)),
+    "europe": ((35, 75), (-12.5, 42.5)),
+    "north-america": ((25, 60), (240, 285)),
+    "north-atlantic": ((25, 65), (290, 350)),
+    "north-pacific": ((25, 60), (145, 230)),
+    "east-asia": ((25, 60), (102.5, 150)),
+    "ausnz": ((-45, -12.5), (120, 175)),
+    "arctic": ((60, 90), (0, 360)),
+    "antarctic": ((-90, -60), (0, 360)),
+    "northern-africa": ((5, 32.5), (-12.5, 37.5)),
+    "southern-africa": ((-30, 5), (12.5, 37.5)),
+    "south-america": ((-40, 5), (-75, -45)),
+    "west-asia": ((15, 60), (42.5, 102.5)),
+    "south-east-asia": ((-12.5, 25), (95, 125)),
+}
+DEFAULT_REGIONS = ("global", "tropics", "nh", "sh")
+LAND = "_land"
+
+# Coordinates stored in float32 miss their nominal value by up to 2e-5 degrees.
+_SLACK = 1e-4
+
+RegionSpec = Sequence[str] | Mapping[str, Mask]
 
 
 def region_masks(
-    latitude: npt.ArrayLike, longitude: npt.ArrayLike, regions: RegionSpec = DEFAULT_REGIONS
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks (H, W) of regions given by name, or the caller's own masks after a check of their shape.
+    grid: Grid, regions: RegionSpec = DEFAULT_REGIONS, *, land_fraction: npt.ArrayLike | None = None
+) -> dict[str, Mask]:
+    """Masks (N,) of regions given by name, or the caller's own masks after a check of their shape.
 
     Args:
-        latitude: degrees, shape (H,).
-        longitude: degrees, shape (W,).
-        regions: names out of "global", "tropics", "nh", "sh" (20 degrees, inclusive on both sides), or a
-            mapping from any name to a boolean mask (H, W).
+        grid: points.
+        regions: names out of `BOXES`, each also with "_land" at its end for its land points, or a mapping
+            from any name to a boolean mask of the shape of the grid.
+        land_fraction: share of land (H, W) or (N,), for the names with "_land"; a point is land from 0.5 on.
 
     Raises:
-        ValueError: for an unknown name, a mask of another shape or type, and a region without a point.
+        ValueError: for an unknown name, a mask of another shape or type, a region without a point, or a land
+            region without a land fraction.
     """
-    lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
-    shape = (lat.size, lon.size)
     if isinstance(regions, Mapping):
         masks = {name: np.asarray(mask) for name, mask in regions.items()}
     else:
         names = [regions] if isinstance(regions, str) else list(regions)
-        masks = {name: np.broadcast_to(_band(lat, name)[:, None], shape) for name in names}
+        masks = {name: _named(grid, name, land_fraction) for name in names}
     if not masks:
         raise ValueError("regions must name at least one region")
     for name, mask in masks.items():
-        if mask.shape != shape or mask.dtype != np.bool_:
-            raise ValueError(f"region {name!r} must be a boolean mask {shape}, got {mask.dtype} {mask.shape}")
+        if mask.shape not in (grid.shape, (grid.size,)) or mask.dtype != np.bool_:
+            raise ValueError(
+                f"region {name!r} must be a boolean mask {grid.shape}, got {mask.dtype} {mask.shape}"
+            )
         if not mask.any():
             raise ValueError(f"region {name!r} holds no point of the grid")
-    return masks
+    return {name: mask.ravel() for name, mask in masks.items()}
 
 
-def _band(lat: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.bool_]:
-    if name not in _BANDS:
+def box(grid: Grid, south_north: tuple[float, float], west_east: tuple[float, float]) -> Mask:
+    """Mask (N,) of the points inside a box, edges included; a west beyond the east wraps at 360 degrees."""
+    (south, north), (west, east) = south_north, west_east
+    lat, lon = grid.latitude, grid.longitude
+    inside = (lat >= south - _SLACK) & (lat <= north + _SLACK)
+    if east - west >= 360:
+        return np.asarray(inside)
+    # Distance eastwards from the western edge; one that is just short of 360 lies on the edge.
+    along = (lon - west + _SLACK) % 360.0
+    return np.asarray(inside & (along <= (east - west) % 360.0 + 2 * _SLACK))
+
+
+def _named(grid: Grid, name: str, land_fraction: npt.ArrayLike | None) -> Mask:
+    plain = name.removesuffix(LAND)
+    if plain not in BOXES:
         raise ValueError(
-            f"unknown region {name!r}: choose among {', '.join(_BANDS)} or pass a mapping of masks"
+            f"unknown region {name!r}: choose among {', '.join(BOXES)}, each also with {LAND!r} at its end, "
+            "or pass a mapping of masks"
         )
-    south, north = _BANDS[name]
-    # Latitudes stored in float32 miss their nominal value by up to 4e-6 degrees.
-    return np.asarray((lat >= south - 1e-5) & (lat <= north + 1e-5))
+    mask = box(grid, *BOXES[plain])
+    if plain == name:
+        return mask
+    if land_fraction is None:
+        raise ValueError(f"region {name!r} needs land_fraction, the share of land of every point")
+    land = np.asarray(land_fraction, np.float64)
+    if land.shape not in (grid.shape, (grid.size,)) or not ((land >= 0) & (land <= 1)).all():
+        raise ValueError(
+            f"land_fraction must hold shares 0..1 of shape {grid.shape}, got {land.shape} with values "
+            f"{np.nanmin(land):g}..{np.nanmax(land):g}"
+        )
+    return mask & (land.ravel() >= 0.5)

@@ -153,9 +153,10 @@ class Report:
     def scorecard(self, heading: str, comparison: Comparison, *paragraphs: str) -> Self:
         """Relative difference of every cell of a comparison, with its significance and its settings."""
         c, count = comparison, comparison.count()
+        names = ", ".join(_NAMES.get(m, m) for m in c.metrics)
         better = f"better than {c.model_b} in {count['better']} of {len(c.cells)} cells"
         summary = (
-            f"{_NAMES[c.metric]}: {c.model_a} is {better} ({count['better_significant']} significantly) and "
+            f"{names}: {c.model_a} is {better} ({count['better_significant']} significantly) and "
             f"worse in {count['worse']} ({count['worse_significant']} significantly)."
         )
         summary = summary[0].upper() + summary[1:]
@@ -163,10 +164,11 @@ class Report:
         regions = list(dict.fromkeys(cell.region for cell in c.cells))
         panels = "".join(
             _charts.card_panel(
-                f"{region} · lead time in days",
-                [cell for cell in c.cells if cell.region == region],
+                f"{_NAMES.get(metric, metric)}, {region} · lead time in days",
+                [cell for cell in c.cells if cell.region == region and cell.metric == metric],
                 c.conventions.units,
             )
+            for metric in c.metrics
             for region in regions
         )
         settings = {**c.settings(), "cells with fewer than 30 effective starts": f"{few} of {len(c.cells)}"}

@@ -1,50 +1,125 @@
 """Scores of whole periods from records."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
 import numpy as np
 import xarray as xr
 
-from ._records import Records
+from ._metrics import STANDARD_METRICS, Metric, RankHistogram
+from ._records import WEIGHT, Records
+
+Average = Literal["starts", "weights"]
+KNOWN: tuple[type[Metric], ...] = (*dict.fromkeys(type(m) for m in STANDARD_METRICS), RankHistogram)
 
 
-def scores(records: Records) -> xr.Dataset:
-    """Scores per (model, channel, region, lead time); each start with a truth counts once.
+def scores(
+    records: Records, metrics: Sequence[Metric | str] | None = None, *, average: Average = "starts"
+) -> xr.Dataset:
+    """Scores per (model, channel, region, lead time).
 
-    - crps_fair, crps_biased: mean over starts.
-    - mae: mean absolute error of the ensemble mean (of the forecast itself when it has one member).
-    - rmse: sqrt of the mean over starts of the squared error of the ensemble mean.
-    - bias: ensemble mean minus truth.
-    - spread: sqrt of the mean over starts of the variance with M - 1 in the denominator.
-    - spread_skill_raw: spread / rmse; below 1 even for a perfect ensemble.
-    - spread_skill_fortin: with spread^2 (M + 1) / M (Fortin et al. 2014, J. Hydrometeor. 15, 1708).
-    - spread_skill_debiased: with the expected squared error of an infinite ensemble, mse - variance / M.
-    - n_starts: starts that were scored; n_dropped: starts without truth; members: M (NaN when it varies).
+    Args:
+        records: of one or more models.
+        metrics: metrics or the names under which the records keep them; by default all that they were
+            evaluated for (metrics of other packages have to be passed). A metric of several numbers has a
+            last dim "<name>_k".
+        average: "starts": every init time with a truth counts once. "weights": every scored point counts by
+            its weight, as in WeatherBench-X, which differs where truth is missing.
 
-    Whatever needs two members is NaN for a deterministic forecast. The unit of each channel is in `units`.
+    Returns:
+        One variable per metric, and n_starts: init times that were scored; n_dropped: those without truth;
+        members: M (NaN when it varies). Whatever needs more members than there are is NaN. The unit of each
+        channel is in `units`, what each metric makes of it in the attributes `unit` and `goal`.
+
+    Raises:
+        ValueError: for metrics whose statistics the records do not hold.
     """
-    rows = records.to_xarray()
+    chosen = resolve(records, metrics)
+    rows = records.to_xarray(needed(records, chosen))
     scored = rows["n"] > 0
-    mean = rows.where(scored).mean("init_time")
-    mse, variance = mean["mse_mean"], mean["variance"]
-    members = rows["members"]
-    fortin = (rows["variance"] * (members + 1) / members).where(scored).mean("init_time")
-    unbiased = (rows["mse_mean"] - rows["variance"] / members).where(scored).mean("init_time")
-    same = members.max("init_time") == members.min("init_time")
-    # A small sample can put the debiased error below zero, where the ratio does not exist.
+    data = {}
+    # A small sample can put a debiased error below zero, where the score does not exist.
     with np.errstate(invalid="ignore", divide="ignore"):
-        data = {
-            "crps_fair": mean["crps_fair"],
-            "crps_biased": mean["crps_biased"],
-            "mae": mean["mae_mean"],
-            "rmse": np.sqrt(mse),
-            "bias": mean["error_mean"],
-            "spread": np.sqrt(variance),
-            "spread_skill_raw": np.sqrt(variance / mse),
-            "spread_skill_fortin": np.sqrt(fortin / mse),
-            "spread_skill_debiased": np.sqrt(variance / unbiased),
-            "n_starts": scored.sum("init_time"),
-            "n_dropped": (rows["n"] == 0).sum("init_time"),
-            "members": members.max("init_time").where(same),
-        }
-        result = xr.Dataset(data)
+        for metric in chosen:
+            means = {s.id: _mean(rows, s.id, scored, average) for s in metric.statistics}
+            data[metric.name] = _value(metric, means)
+    members = rows["members"]
+    same = members.max("init_time") == members.min("init_time")
+    data |= {
+        "n_starts": scored.sum("init_time"),
+        "n_dropped": (rows["n"] == 0).sum("init_time"),
+        "members": members.max("init_time").where(same),
+    }
+    result = xr.Dataset(data)
     units = records.conventions.units
     return result.assign_coords(units=("channel", [units.get(str(c), "") for c in result["channel"].values]))
+
+
+def resolve(records: Records, metrics: Sequence[Metric | str] | None) -> list[Metric]:
+    """Metrics from their names.
+
+    Raises:
+        ValueError: for a name that no metric of the records and none of the standard ones has.
+    """
+    kept = {name: metric_from_dict(settings) for name, settings in records.metrics.items()}
+    known = {m.name: m for m in STANDARD_METRICS} | {name: m for name, m in kept.items() if m is not None}
+    if metrics is None:
+        held = set(records.statistics)
+        names = records.metrics or [
+            m.name for m in STANDARD_METRICS if held.issuperset(s.id for s in m.statistics)
+        ]
+        return [known[name] for name in names if name in known]
+    unknown = [m for m in metrics if isinstance(m, str) and m not in known]
+    if unknown:
+        raise ValueError(
+            f"no metric {unknown[0]!r} in the records, which hold {sorted(known)}: give evaluate the metric, "
+            "or pass the metric itself"
+        )
+    return [known[m] if isinstance(m, str) else m for m in metrics]
+
+
+def metric_from_dict(settings: Mapping[str, Any]) -> Metric | None:
+    """A metric of this package from its JSON data; None for one of somebody else."""
+    found = next((cls for cls in KNOWN if cls.__name__ == settings.get("type")), None)
+    return None if found is None else found.from_dict(settings)
+
+
+def needed(records: Records, metrics: Iterable[Metric]) -> list[str]:
+    """Ids of the statistics of metrics.
+
+    Raises:
+        ValueError: naming the metric whose statistic was not kept.
+    """
+    held, out = set(records.statistics), []
+    for metric in metrics:
+        lacking = [s.id for s in metric.statistics if s.id not in held]
+        if lacking:
+            raise ValueError(
+                f"metric {metric.name!r} needs the statistics {lacking}, which the records do not hold: give "
+                "evaluate the metric"
+            )
+        out += [s.id for s in metric.statistics]
+    return out
+
+
+def _mean(rows: xr.Dataset, name: str, scored: xr.DataArray, average: Average) -> xr.DataArray:
+    """Mean over init times."""
+    values = rows[name].where(scored)
+    if average == "starts":
+        return values.mean("init_time")
+    if average != "weights":
+        raise ValueError(f'average must be "starts" or "weights", got {average!r}')
+    weight = rows[name + WEIGHT if name + WEIGHT in rows else "sum_w"].where(values.notnull())
+    return (values * weight).sum("init_time") / weight.sum("init_time")
+
+
+def _value(metric: Metric, means: Mapping[str, xr.DataArray]) -> xr.DataArray:
+    """The metric of arrays whose first axes are those of the records."""
+    like = next(iter(means.values()))
+    value = np.asarray(metric.value({name: mean.values for name, mean in means.items()}))
+    shared = [d for d in like.dims if not str(d).endswith("_k")]
+    dims = [*shared, f"{metric.name}_k"] if metric.vector else shared
+    coords = {d: like[d] for d in shared}
+    return xr.DataArray(value, coords, dims, attrs={"goal": metric.goal, "unit": metric.unit})

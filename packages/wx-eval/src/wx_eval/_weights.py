@@ -1,53 +1,121 @@
 """Area weights of grid cells."""
 
-from typing import Any, Literal
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-Weights = Literal["cell", "cos"]
+from ._grid import Grid, Vector, digest
+
+Weights = Literal["cell", "cell-wb2", "cell-wbx", "cos", "gauss", "equal"]
+WeightSpec = Weights | npt.NDArray[np.floating[Any]]
 
 
-def cell_weights(latitude: npt.ArrayLike, kind: Weights = "cell") -> npt.NDArray[np.float64]:
-    """Weight of each row of a global latitude-longitude grid, with mean 1 over the rows.
+def cell_weights(latitude: npt.ArrayLike, kind: Weights = "cell") -> Vector:
+    """Weight of each row of a latitude-longitude grid, with mean 1 over the rows.
 
-    "cell" is the area between the midpoints of neighbouring rows, sin(upper) - sin(lower), with the poles as
-    outermost bounds: the WeatherBench convention. "cos" is cos(latitude), the WMO one, which gives rows at a
-    pole no weight. On a grid without pole rows the two agree to rounding when rows are equidistant.
+    | kind | weight of a row | rows that stop short of a pole |
+    |---|---|---|
+    | "cell" | area between the midpoints to its neighbours, poles as outermost bounds | refused |
+    | "cell-wb2" | the same | edge rows own the area up to the pole (WB2) |
+    | "cell-wbx" | the same, edge rows reach half a step out, at most to the pole (WB-X) | as inside |
+    | "cos" | cos(latitude), the WMO convention; 0 at a pole | as inside |
+    | "gauss" | quadrature weight of a Gaussian grid | refused |
+    | "equal" | 1 | as inside |
+
+    The three cell areas agree on global grids. "cos" and "cell" agree to rounding on equidistant rows without
+    a pole row.
 
     Args:
         latitude: degrees, monotone in either direction, shape (H,).
-        kind: "cell" or "cos".
+        kind: see above.
 
     Raises:
-        ValueError: when the rows are not monotone or do not reach both poles, because the area of an edge row
-            of a cropped grid is ambiguous: weigh the global grid first, then crop fields and weights.
+        ValueError: when the rows are not monotone or the kind cannot be used for them.
     """
     lat = np.asarray(latitude, dtype=np.float64)
-    _check_global(lat)
+    _check_rows(lat)
     if kind == "cos":
         weights = np.cos(np.deg2rad(lat))
         weights[np.abs(lat) >= 90 - 1e-9] = 0.0
-    elif kind == "cell":
-        edge = np.copysign(90.0, lat[0])
-        bounds = np.concatenate([[edge], (lat[:-1] + lat[1:]) / 2, [-edge]])
-        weights = np.abs(np.diff(np.sin(np.deg2rad(bounds))))
+    elif kind in ("cell", "cell-wb2", "cell-wbx"):
+        if kind == "cell":
+            _check_global(lat)
+        weights = np.abs(np.diff(np.sin(np.deg2rad(_bounds(lat, half_step=kind == "cell-wbx")))))
+    elif kind == "gauss":
+        weights = _gauss(lat)
+    elif kind == "equal":
+        weights = np.ones_like(lat)
     else:
-        raise ValueError(f'weights must be "cell" or "cos", got {kind!r}')
+        raise ValueError(f"weights must be an array or one of {get_args(Weights)}, got {kind!r}")
     return np.asarray(weights / weights.mean())
 
 
-def _check_global(lat: npt.NDArray[Any]) -> None:
+def point_weights(grid: Grid, weights: WeightSpec) -> tuple[Vector, str]:
+    """Weight of every point (N,) and the name under which records keep the choice.
+
+    Raises:
+        ValueError: for a convention that the grid does not have, or an array that does not fit.
+    """
+    if isinstance(weights, str):
+        if grid.axes is not None:
+            return np.repeat(cell_weights(grid.axes[0], weights), grid.shape[1]), weights
+        if weights == "equal":
+            return np.ones(grid.size), weights
+        raise ValueError(
+            f"weights {weights!r} need a latitude-longitude grid and these are {grid.size} points: pass the "
+            'area of each cell as an array, or "equal" for meshes of equal areas such as HEALPix'
+        )
+    array = np.asarray(weights, np.float64)
+    if grid.regular and array.shape == grid.shape[:1]:
+        array = np.broadcast_to(array[:, None], grid.shape)
+    if array.shape != grid.shape:
+        rows = f"({grid.shape[0]},) or " if grid.regular else ""
+        raise ValueError(f"weights must have shape {rows}{grid.shape}, got {np.shape(weights)}")
+    if not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
+        raise ValueError("weights must be finite, not negative and not all zero")
+    flat = array.ravel()
+    return flat, f"custom:{digest(flat)}"
+
+
+def _bounds(lat: Vector, *, half_step: bool) -> Vector:
+    """Edges of the rows (H + 1,)."""
+    inner = (lat[:-1] + lat[1:]) / 2
+    if half_step:
+        first, last = lat[0] - (lat[1] - lat[0]) / 2, lat[-1] + (lat[-1] - lat[-2]) / 2
+        return np.asarray(np.clip(np.concatenate([[first], inner, [last]]), -90, 90))
+    edge = np.copysign(90.0, lat[0] - lat[-1])
+    return np.asarray(np.concatenate([[edge], inner, [-edge]]))
+
+
+def _gauss(lat: Vector) -> Vector:
+    nodes, weights = np.polynomial.legendre.leggauss(lat.size)
+    order = slice(None, None, -1 if lat[0] > lat[-1] else 1)
+    away = np.abs(np.rad2deg(np.arcsin(nodes))[order] - lat).max()
+    if away > 1e-3:
+        raise ValueError(
+            f'weights "gauss" need the {lat.size} rows of a global Gaussian grid, these are up to {away:.3g} '
+            'degrees away from them: use "cell"'
+        )
+    return np.asarray(weights[order])
+
+
+def _check_rows(lat: Vector) -> None:
     steps = np.diff(lat)
     if lat.ndim != 1 or lat.size < 2 or not ((steps > 0).all() or (steps < 0).all()):
         raise ValueError("latitude must be one strictly monotone row of at least 2 values in degrees")
     if np.abs(lat).max() > 90 + 1e-6:
         raise ValueError(f"latitude must lie within -90..90 degrees, got {lat.min()}..{lat.max()}")
+
+
+def _check_global(lat: Vector) -> None:
     # An edge row owns the area up to the pole, so it may be at most one row spacing away from it.
     gap = max(90 - lat.max(), 90 + lat.min())
-    if gap > np.abs(steps).max() * (1 + 1e-6):
+    if gap > np.abs(np.diff(lat)).max() * (1 + 1e-6):
         raise ValueError(
             f"latitude runs {lat.max():g}..{lat.min():g} and stops {gap:g} degrees short of a pole: the area "
-            "of edge rows of a cropped grid is ambiguous. Evaluate on the global grid and choose regions, or "
-            "pass `weights` as an array taken from the global grid"
+            "of edge rows of a cropped grid is ambiguous. Evaluate on the global grid and choose regions, "
+            'pass `weights` as an array taken from the global grid, or name a convention: "cell-wbx" or "cos"'
         )

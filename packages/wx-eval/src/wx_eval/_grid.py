@@ -1,0 +1,75 @@
+"""Points of verification: latitude-longitude grids, meshes and stations in one form."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Vector = npt.NDArray[np.float64]
+
+# Points of a mesh are summed in runs of this length, rows of a latitude-longitude grid row by row: the order
+# of additions must not depend on how much is read at a time.
+_RUN = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Positions of N points and the rows in which they are summed.
+
+    Args:
+        latitude, longitude: degrees, one value per point, shape (N,).
+        shape: (H, W) of a latitude-longitude grid in row-major order, else (N,).
+        axes: the 1-D latitude (H,) and longitude (W,) of such a grid.
+    """
+
+    latitude: Vector
+    longitude: Vector
+    shape: tuple[int, ...]
+    axes: tuple[Vector, Vector] | None = None
+
+    @classmethod
+    def from_axes(cls, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Grid:
+        """Grid of all pairs of a latitude (H,) and a longitude (W,)."""
+        lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+        return cls(np.repeat(lat, lon.size), np.tile(lon, lat.size), (lat.size, lon.size), (lat, lon))
+
+    @classmethod
+    def from_points(cls, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Grid:
+        """Mesh or stations with positions (N,)."""
+        lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+        return cls(lat, lon, lat.shape)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return int(self.latitude.size)
+
+    @property
+    def regular(self) -> bool:
+        """Whether this is a latitude-longitude grid."""
+        return self.axes is not None
+
+    @property
+    def edges(self) -> npt.NDArray[np.intp]:
+        """First point of each row, and N: shape (rows + 1,)."""
+        run = self.shape[1] if self.regular else _RUN
+        return np.append(np.arange(0, self.size, run), self.size).astype(np.intp)
+
+    @property
+    def name(self) -> str:
+        """Shape and hash of the positions; axes stored in float32 and in float64 are one grid."""
+        parts = (self.latitude, self.longitude) if self.axes is None else self.axes
+        # + 0.0 turns -0 into 0.
+        rounded = (np.round(a, 3) + 0.0 for a in parts)
+        return f"{' x '.join(map(str, self.shape))} {digest(*rounded)}"
+
+
+def digest(*arrays: Array) -> str:
+    """Hash of the contents of arrays, 12 hexadecimal digits."""
+    content = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+    return hashlib.sha256(content).hexdigest()[:12]

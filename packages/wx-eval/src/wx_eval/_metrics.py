@@ -1,0 +1,292 @@
+"""Metrics: functions of mean statistics, with their convention in the name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+
+from ._grid import Array, Vector
+from ._statistics import (
+    AnyStatistic,
+    CrpsBiased,
+    CrpsFair,
+    MeanAbsoluteError,
+    MeanError,
+    MeanSquareError,
+    RankCounts,
+    Variance,
+    VarianceOfMean,
+)
+
+Goal = Literal["low", "high", "zero", "one", "none"]
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """A score of a period.
+
+    Subclasses are frozen dataclasses whose fields are the convention. `value` must be made of analytic numpy
+    functions where it is not linear: `compare` differentiates it by complex steps.
+
+    Attributes:
+        goal: what is better: "low", "high", near "zero" or near "one"; "none" for what has no sign.
+        unit: "channel" for that of the channel, its "square", or "1".
+        vector: whether the value has a last axis of its own.
+    """
+
+    goal: ClassVar[Goal] = "low"
+    unit: ClassVar[str] = "channel"
+    vector: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the score, which holds every parameter."""
+
+    @property
+    @abstractmethod
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """What `evaluate` has to keep for it."""
+
+    @abstractmethod
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """Score from means over init times of its statistics, by their ids; vectors have a last axis K."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"type": type(self).__name__, **settings}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: another type, or unknown settings.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(data) - known - {"type"})
+        if data.get("type") != cls.__name__ or unknown:
+            raise ValueError(
+                f"expected type {cls.__name__!r} and settings out of {sorted(known)}, got {dict(data)}"
+            )
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "type"}
+        return cls(**plain)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Bias(Metric):
+    """Ensemble mean minus truth."""
+
+    goal: ClassVar[Goal] = "zero"
+    name: ClassVar[str] = "bias"
+    statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanError(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return means[MeanError().id]
+
+
+@dataclass(frozen=True)
+class MAE(Metric):
+    """Mean absolute error of the ensemble mean; of the forecast itself when it has one member."""
+
+    name: ClassVar[str] = "mae"
+    statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanAbsoluteError(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return means[MeanAbsoluteError().id]
+
+
+@dataclass(frozen=True)
+class MSE(Metric):
+    """Mean squared error of the ensemble mean."""
+
+    unit: ClassVar[str] = "square"
+    name: ClassVar[str] = "mse"
+    statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanSquareError(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return means[MeanSquareError().id]
+
+
+@dataclass(frozen=True)
+class RMSE(Metric):
+    """Root mean squared error of the ensemble mean; the root follows the mean over init times.
+
+    debiased: subtract variance / M first, the expectation for an ensemble of infinite size.
+    """
+
+    debiased: bool = False
+
+    @property
+    def name(self) -> str:
+        """See `Metric.name`."""
+        return "rmse_debiased" if self.debiased else "rmse"
+
+    @property
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """See `Metric.statistics`."""
+        return (MeanSquareError(), VarianceOfMean()) if self.debiased else (MeanSquareError(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        mse = means[MeanSquareError().id]
+        return np.asarray(np.sqrt(mse - means[VarianceOfMean().id] if self.debiased else mse))
+
+
+@dataclass(frozen=True)
+class CRPS(Metric):
+    """Continuous ranked probability score: "fair" (unbiased in M) or "biased" (empirical distribution)."""
+
+    kind: str = "fair"
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, ("fair", "biased"))
+
+    @property
+    def name(self) -> str:
+        """See `Metric.name`."""
+        return f"crps_{self.kind}"
+
+    @property
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """See `Metric.statistics`."""
+        return (CrpsFair() if self.kind == "fair" else CrpsBiased(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return means[self.statistics[0].id]
+
+
+@dataclass(frozen=True)
+class Spread(Metric):
+    """Root of the mean variance, M - 1 in the denominator; never the mean of standard deviations."""
+
+    goal: ClassVar[Goal] = "none"
+    name: ClassVar[str] = "spread"
+    statistics: ClassVar[tuple[AnyStatistic, ...]] = (Variance(),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return np.sqrt(means[Variance().id])
+
+
+@dataclass(frozen=True)
+class SpreadSkill(Metric):
+    """Spread over the error of the ensemble mean.
+
+    "raw": spread / rmse, below 1 even for a perfect ensemble. "fortin": with spread^2 (M + 1) / M (Fortin et
+    al. 2014). "debiased": with the squared error less variance / M.
+    """
+
+    kind: str = "debiased"
+    goal: ClassVar[Goal] = "one"
+    unit: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, ("raw", "fortin", "debiased"))
+
+    @property
+    def name(self) -> str:
+        """See `Metric.name`."""
+        return f"spread_skill_{self.kind}"
+
+    @property
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """See `Metric.statistics`."""
+        both = (MeanSquareError(), Variance())
+        return both if self.kind == "raw" else (*both, VarianceOfMean())
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        mse, variance = means[MeanSquareError().id], means[Variance().id]
+        if self.kind == "fortin":
+            variance = variance + means[VarianceOfMean().id]
+        if self.kind == "debiased":
+            mse = mse - means[VarianceOfMean().id]
+        return np.sqrt(variance / mse)
+
+
+@dataclass(frozen=True)
+class RankHistogram(Metric):
+    """Frequency of each rank of the truth among the members, K = M + 1.
+
+    ties: "share" or "lowest", see `RankCounts`.
+    """
+
+    ties: str = "share"
+    goal: ClassVar[Goal] = "none"
+    unit: ClassVar[str] = "1"
+    vector: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """See `Metric.name`."""
+        return RankCounts(self.ties).id
+
+    @property
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """See `Metric.statistics`."""
+        return (RankCounts(self.ties),)
+
+    def value(self, means: Mapping[str, Array], /) -> Array:
+        """See `Metric.value`."""
+        return means[RankCounts(self.ties).id]
+
+
+STANDARD_METRICS: tuple[Metric, ...] = (
+    CRPS("fair"),
+    CRPS("biased"),
+    MAE(),
+    RMSE(),
+    Bias(),
+    Spread(),
+    SpreadSkill("raw"),
+    SpreadSkill("fortin"),
+    SpreadSkill("debiased"),
+)
+
+
+def linearised(metric: Metric, series: Mapping[str, Vector]) -> tuple[float, Vector]:
+    """Value of a scalar metric at the means of its statistics, and its linearisation at every init time.
+
+    With means m and gradient g, the second is value + sum_k g_k (s_kt - m_k): a series whose mean is the
+    value and whose variation is, to first order, what the value owes to each init time (delta method). The
+    gradient comes from complex steps, exact to rounding.
+
+    Args:
+        metric: not a vector.
+        series: statistics (T,) or (T, K) by id.
+    """
+    means = {name: s.mean(axis=0) for name, s in series.items()}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(metric.value(means))
+        out = np.full(len(next(iter(series.values()))), value)
+        for name, s in series.items():
+            away = (s - means[name]).reshape(len(s), -1)
+            for k in range(away.shape[1]):
+                out += away[:, k] * _slope(metric, means, name, k)
+    return value, out
+
+
+_STEP = 1e-40
+
+
+def _slope(metric: Metric, means: Mapping[str, Vector], name: str, k: int) -> float:
+    """Derivative of the value by component k of one mean."""
+    moved = np.array(means[name], np.complex128)
+    moved.reshape(-1)[k] += 1j * _STEP * max(abs(moved.reshape(-1)[k]), 1.0)
+    step = moved.reshape(-1)[k].imag
+    return float(np.imag(metric.value({**means, name: moved if moved.ndim else moved[()]})) / step)

@@ -1,0 +1,226 @@
+"""Statistics: what is averaged over an area and kept for every forecast.
+
+A statistic is a number (or a vector of K numbers) per point. `evaluate` takes its weighted mean over each
+region and keeps it for each init time, under an id that holds every parameter. Whatever is not linear, such
+as a square root, is left to the metrics, which see means over init times too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from ._case import Case
+from ._grid import Array, Vector
+
+
+@dataclass(frozen=True)
+class Statistic(ABC):
+    """A mean over points that a metric needs.
+
+    Subclasses are frozen dataclasses: their fields are the parameters, and equal statistics are computed
+    once. `label` names the column of the records; fields are added to it.
+    """
+
+    label: ClassVar[str]
+    scope: ClassVar[str] = "point"
+    """"point": the value at a point needs that point alone. "field": it needs the whole field."""
+    minimum_members: ClassVar[int] = 1
+    vector: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    """Whether it reads ranks from `Case.ensemble`."""
+
+    @property
+    def id(self) -> str:
+        """Column name: the label and all parameters."""
+        settings = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self))
+        return f"{self.label}({settings})" if settings else self.label
+
+    def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+        """Channels that are combined into one, by the name of the result; None scores each by itself."""
+        del channels
+        return None
+
+    def valid(self, case: Case) -> npt.NDArray[np.bool_] | None:
+        """(C, N) points where it exists besides those with a truth; None for all."""
+        del case
+        return None
+
+    @abstractmethod
+    def map(self, case: Case) -> Array | list[sparse.csr_array]:
+        """(C, N) or (C, N, K), or C sparse matrices (N, K). With `groups`, C is 1."""
+
+    def finish(self, mean_CRK: Vector, members: int) -> Vector:
+        """What is kept, (C, R, K'), from the area means; the means themselves by default."""
+        del members
+        return mean_CRK
+
+
+@dataclass(frozen=True)
+class FieldStatistic(ABC):
+    """A vector of numbers of a whole global field, such as its spectrum. Kept for the region "global"."""
+
+    label: ClassVar[str]
+    minimum_members: ClassVar[int] = 1
+    vector: ClassVar[bool] = True
+
+    @property
+    def id(self) -> str:
+        """Column name: the label and all parameters."""
+        settings = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self))
+        return f"{self.label}({settings})" if settings else self.label
+
+    @abstractmethod
+    def value(self, case: Case) -> Vector:
+        """(C, K)."""
+
+
+AnyStatistic = Statistic | FieldStatistic
+
+
+@dataclass(frozen=True)
+class MeanError(Statistic):
+    """Ensemble mean minus truth."""
+
+    label: ClassVar[str] = "error_mean"
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.error
+
+
+@dataclass(frozen=True)
+class MeanAbsoluteError(Statistic):
+    """|ensemble mean - truth|."""
+
+    label: ClassVar[str] = "mae_mean"
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return np.abs(case.error)
+
+
+@dataclass(frozen=True)
+class MeanSquareError(Statistic):
+    """(ensemble mean - truth)^2."""
+
+    label: ClassVar[str] = "mse_mean"
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return np.square(case.error)
+
+
+@dataclass(frozen=True)
+class Variance(Statistic):
+    """Variance over members with M - 1 in the denominator."""
+
+    label: ClassVar[str] = "variance"
+    minimum_members: ClassVar[int] = 2
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.ensemble.variance.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class VarianceOfMean(Statistic):
+    """Variance / M: what sampling M members adds to the squared error of their mean."""
+
+    label: ClassVar[str] = "variance_of_mean"
+    minimum_members: ClassVar[int] = 2
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.ensemble.variance.astype(np.float64) / case.members
+
+
+@dataclass(frozen=True)
+class MemberSkill(Statistic):
+    """Mean over members of |member - truth|: the first term of the CRPS."""
+
+    label: ClassVar[str] = "mae_members"
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.ensemble.skill.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class CrpsFair(Statistic):
+    """CRPS whose expectation does not depend on M."""
+
+    label: ClassVar[str] = "crps_fair"
+    minimum_members: ClassVar[int] = 2
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.ensemble.crps_fair
+
+
+@dataclass(frozen=True)
+class CrpsBiased(Statistic):
+    """CRPS of the empirical distribution of the members."""
+
+    label: ClassVar[str] = "crps_biased"
+    minimum_members: ClassVar[int] = 2
+
+    def map(self, case: Case) -> Array:
+        """See `Statistic.map`."""
+        return case.ensemble.crps_biased
+
+
+@dataclass(frozen=True)
+class RankCounts(Statistic):
+    """Rank of the truth among the members, K = M + 1 shares.
+
+    ties: "share" spreads a truth that equals t members evenly over its t + 1 ranks; "lowest" counts members
+    strictly below it (WeatherBench-X).
+    """
+
+    label: ClassVar[str] = "rank_histogram"
+    vector: ClassVar[bool] = True
+    ranks: ClassVar[bool] = True
+    ties: str = "share"
+
+    def __post_init__(self) -> None:
+        if self.ties not in ("share", "lowest"):
+            raise ValueError(f'ties must be "share" or "lowest", got {self.ties!r}')
+
+    @property
+    def id(self) -> str:
+        """See `Statistic.id`."""
+        return self.label if self.ties == "share" else f"{self.label}(ties={self.ties})"
+
+    def map(self, case: Case) -> list[sparse.csr_array]:
+        """See `Statistic.map`."""
+        below, equal = case.ensemble.below, case.ensemble.equal
+        assert below is not None
+        assert equal is not None
+        tied = equal if self.ties == "share" else np.zeros_like(equal)
+        return [
+            _shares(b.astype(np.intp), t.astype(np.intp), case.members)
+            for b, t in zip(below, tied, strict=True)
+        ]
+
+
+def _shares(below: npt.NDArray[np.intp], tied: npt.NDArray[np.intp], members: int) -> sparse.csr_array:
+    """(N, M + 1): 1 / (t + 1) from rank `below` to rank `below` + t."""
+    entries = tied + 1
+    first = np.concatenate([[0], np.cumsum(entries)])
+    rank = np.repeat(below - first[:-1], entries) + np.arange(first[-1])
+    share = np.repeat(1.0 / entries, entries)
+    return sparse.csr_array((share, rank, first), shape=(below.size, members + 1))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return repr(float(value))
+    if isinstance(value, tuple):
+        return "[" + " ".join(map(_text, value)) + "]"
+    return str(value)
