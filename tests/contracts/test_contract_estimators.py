@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import wx_estimators
 import wx_models
@@ -51,12 +52,14 @@ def refused_network_spec(spec: SpecWithNoiseWidth) -> wx_estimators.NetworkSpec:
 WITHOUT_X = wx_models.Stream(("state",), 12), wx_models.Stream(("previous",), 4)
 
 
-def transformer(**settings: Any) -> wx_models.LatentTransformer:
+def transformer(
+    kind: type[wx_models.LatentTransformer] = wx_models.LatentTransformer, **settings: Any
+) -> wx_models.LatentTransformer:
     """A small network in float64, with weights that let every input reach the output."""
     config = wx_models.LatentTransformerConfig(
         channels=CHANNELS, grid=GRID, width=16, depth=2, heads=2, **settings
     )
-    network = wx_models.LatentTransformer(config).double()
+    network = kind(config).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -168,6 +171,22 @@ def test_network_gradient_reaches_inputs_and_weights(make: MakeNetwork) -> None:
     unread = {name for name, value in given.items() if value.grad is None or not value.grad.any()}
     assert unread <= {"forcing"}
     assert not [name for name, weight in network.named_parameters() if weight.grad is None]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own derivatives
+@pytest.mark.parametrize("make", [denoiser, local_denoiser, forced_denoiser])
+def test_network_forward_derivative_is_a_central_difference(make: MakeNetwork) -> None:
+    """What `Consistency` needs of a network with `supports_jvp`, as it computes it."""
+    network, given = make(), inputs(make(), 2)
+    x, t, dx = given["x"], given["t"], fields(2, CHANNELS, seed=6)
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        return predict(network, given | {"x": x, "t": t})
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        derivative = torch.func.jvp(f, (x, t), (dx, torch.ones_like(t)))[1]
+        difference = (f(x + 1e-7 * dx, t + 1e-7) - f(x - 1e-7 * dx, t - 1e-7)) / 2e-7
+    torch.testing.assert_close(derivative, difference, rtol=1e-6, atol=1e-6 * float(derivative.abs().max()))
 
 
 @NETWORKS
@@ -401,6 +420,10 @@ def edm() -> wx_estimators.Estimator:
     return wx_estimators.EDM(steps=3)
 
 
+def consistency() -> wx_estimators.Estimator:
+    return wx_estimators.Consistency()
+
+
 def ensemble_crps() -> wx_estimators.Estimator:
     return wx_estimators.EnsembleCRPS(noise_shape=(4,))
 
@@ -418,7 +441,7 @@ def refused_estimator(estimator: EstimatorWithGlobalNoise) -> wx_estimators.Esti
     return estimator  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
-ESTIMATORS = pytest.mark.parametrize("make", [interpolant, edm, ensemble_crps])
+ESTIMATORS = pytest.mark.parametrize("make", [interpolant, edm, consistency, ensemble_crps])
 MakeEstimator = Callable[[], wx_estimators.Estimator]
 
 
@@ -441,6 +464,7 @@ def test_estimator_needs_what_the_network_is(make: MakeEstimator) -> None:
         assert getattr(needed, name) == getattr(found, name)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch's own derivatives
 @ESTIMATORS
 def test_estimator_loss_trains_every_weight(make: MakeEstimator) -> None:
     network = network_for(make())

@@ -147,7 +147,7 @@ class Halves:
         return halves
 
 
-def halves() -> wx_estimators.SpectralTransform:
+def halves() -> wx_estimators.SpectralAnalysis:
     return Halves()
 
 
@@ -155,7 +155,7 @@ class AnalyseOnly(Protocol):
     def analyse(self, x: Tensor, /) -> Tensor: ...
 
 
-def refused_transform(transform: AnalyseOnly) -> wx_estimators.SpectralTransform:
+def refused_transform(transform: AnalyseOnly) -> wx_estimators.SpectralAnalysis:
     return transform  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
@@ -174,7 +174,7 @@ class Constant:
         return value[:, None, None].expand(-1, 3, 4)
 
 
-def constant() -> wx_estimators.SphericalTransform:
+def constant() -> wx_estimators.SphericalSynthesis:
     return Constant()
 
 
@@ -182,7 +182,7 @@ class NamedOtherwise(Protocol):
     def inverse(self, coefficients: Tensor, /) -> Tensor: ...
 
 
-def refused_synthesis(transform: NamedOtherwise) -> wx_estimators.SphericalTransform:
+def refused_synthesis(transform: NamedOtherwise) -> wx_estimators.SphericalSynthesis:
     return transform  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 

@@ -121,7 +121,8 @@ def test_antithetic_members_are_opposite_in_the_loss_only_and_bias_the_fair_scor
     members = pairs.loss(Noise(), batch, single).members[..., 0]
     assert torch.equal(members[:, 0], -members[:, 1])
     assert torch.equal(members[:, 2], -members[:, 3])
-    assert not torch.isclose(members[:, 0].abs(), members[:, 2].abs()).any()
+    same = (members[:, 0].abs() - members[:, 2].abs()).abs() < 1e-6
+    assert int(same.sum()) < 3
     assert abs(float(members.std()) - 1) < 0.03
     key = Key(1, torch.arange(n), torch.arange(4))
     plain = replace(pairs, antithetic=False)

@@ -9,6 +9,7 @@ from importlib.metadata import version as _version
 
 from ._bind import BoundSampler, bind
 from ._comm import ProcessGroupComm
+from ._consistency import Consistency
 from ._convert import convert_prediction
 from ._crps import EnsembleCRPS
 from ._edm import EDM
@@ -26,7 +27,7 @@ from ._noise import (
     AtlasNoise,
     ShardNoise,
     SphericalNoise,
-    SphericalTransform,
+    SphericalSynthesis,
     StudentTNoise,
     WhiteNoise,
 )
@@ -42,7 +43,7 @@ from ._protocols import (
     NoiseSource,
     OdeSampler,
     SdeSampler,
-    SpectralTransform,
+    SpectralAnalysis,
 )
 from ._regression import Regression
 from ._rollout import Rollout, RolloutBatch, Transition
@@ -52,6 +53,7 @@ from ._scores_pairs import DifferenceCRPS, EdgeCRPS, VariogramScore
 from ._scores_spectral import SpectralCRPS
 from ._scores_sum import PatchMeanScore, SumScore
 from ._types import Batch, Key, LossOut, NetSpec, Window
+from ._uncertainty import UncertaintyWeight
 
 __all__ = [
     "CRPS",
@@ -69,6 +71,7 @@ __all__ = [
     "BoundSampler",
     "Coeff",
     "Comm",
+    "Consistency",
     "DenoisingSampler",
     "DifferenceCRPS",
     "EdgeCRPS",
@@ -101,16 +104,17 @@ __all__ = [
     "RolloutBatch",
     "SdeSampler",
     "ShardNoise",
+    "SpectralAnalysis",
     "SpectralCRPS",
-    "SpectralTransform",
     "SphericalNoise",
-    "SphericalTransform",
+    "SphericalSynthesis",
     "StochasticHeun",
     "StochasticInterpolant",
     "StudentTNoise",
     "SumScore",
     "Transition",
     "TrigPath",
+    "UncertaintyWeight",
     "Unconditional",
     "Uniform",
     "VariogramScore",

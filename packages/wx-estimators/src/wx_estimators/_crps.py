@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._noise import NOISES, WhiteNoise
+from ._noise import NOISES, AntitheticNoise, WhiteNoise
 from ._protocols import Comm, EnsembleScore, Network, NoiseSource, alone
-from ._rows import call, check_batch, check_network, chunks, column, sample_rows
+from ._rows import call, check_batch, check_network, chunks, sample_rows
 from ._scores import CRPS
 from ._scores_sum import SCORES
-from ._settings import read, write
+from ._settings import Settings
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, reduce, space_sum
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnsembleCRPS:
+class EnsembleCRPS(Settings):
     """A generator x = G(cond, xi), xi ~ N(0, I), trained by a proper score of small ensembles.
 
     Args:
@@ -32,9 +31,9 @@ class EnsembleCRPS:
         chunk: rows (a member of a forecast each) per network call of the loss; None for all.
         recompute: activation checkpointing of every chunk. Activations are then those of one chunk, however
             many members there are, for one more forward pass; the members themselves are kept.
-        antithetic: in the loss, members 2k and 2k + 1 get xi and -xi. Means over a pair are less noisy, but
-            members are no longer independent: the fair score is biased, and so is the spread learnt from it.
-            `sample` and hence any validation never use it.
+        antithetic: in the loss, members 2k and 2k + 1 get xi and -xi (`AntitheticNoise`). Means over a pair
+            are less noisy, but members are no longer independent: the fair score is biased, and so is the
+            spread learnt from it. `sample` and hence any validation never use it.
         comm: for an ensemble or a grid that is spread over ranks, e.g. `ProcessGroupComm`; not part of
             `to_dict`.
 
@@ -49,6 +48,7 @@ class EnsembleCRPS:
     recompute: bool = False
     antithetic: bool = False
     comm: Comm | None = None
+    _runtime: ClassVar[tuple[str, ...]] = ("comm",)
 
     def __post_init__(self) -> None:
         if self.members < 2:
@@ -100,18 +100,13 @@ class EnsembleCRPS:
         check_network(self.required(net.spec.out_channels), net.spec, "EnsembleCRPS")
 
         def run(like: Tensor, picked: Cond, rows: Key) -> Tensor:
-            return self._run(net, like, picked, rows, False)
+            return self._run(net, self.noise, like, picked, rows)
 
         return sample_rows(run, base, cond, key.sub("sample"), chunk)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data, without `comm`."""
-        return write(self, skip=("comm",))
-
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EnsembleCRPS:
-        """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *SCORES))
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return (*NOISES, *SCORES)
 
     def _expand(self, key: Key) -> Key:
         if self.comm is not None or key.members > 1:
@@ -121,11 +116,11 @@ class EnsembleCRPS:
 
     def _ensemble(self, net: Network, batch: Batch, key: Key) -> Tensor:
         """(B, M, C, *S), conditions and noise made chunk by chunk, and made again where it recomputes."""
-        like = batch.target
+        like, noise = batch.target, AntitheticNoise(self.noise) if self.antithetic else self.noise
 
         def run(index: Tensor, rows: Key) -> Tensor:
             picked = {name: value.index_select(0, index) for name, value in batch.cond.items()}
-            return self._run(net, like, picked, rows, self.antithetic)
+            return self._run(net, noise, like, picked, rows)
 
         parts = []
         for part in chunks(key.batch * key.members, self.chunk):
@@ -137,12 +132,7 @@ class EnsembleCRPS:
         out = torch.cat(parts)
         return out.reshape(key.batch, key.members, *out.shape[1:])
 
-    def _run(self, net: Network, like: Tensor, cond: Cond, key: Key, antithetic: bool) -> Tensor:
+    def _run(self, net: Network, noise: NoiseSource, like: Tensor, cond: Cond, key: Key) -> Tensor:
         """One member per row."""
-        source = replace(key, member=key.member // 2) if antithetic else key
-        xi = self.noise.draw(
-            source.sub("network"), self.noise_shape, device=like.device, dtype=like.dtype
-        ).squeeze(1)
-        if antithetic:
-            xi = xi * column(1 - 2 * (key.member % 2), xi)
-        return call(net, None, cond, None, xi, like)
+        xi = noise.draw(key.sub("network"), self.noise_shape, device=like.device, dtype=like.dtype)
+        return call(net, None, cond, None, xi.squeeze(1), like)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +18,57 @@ from ._path import check_channels, check_scale, per_channel, rotate
 from ._protocols import DenoisingSampler, Law, Network, NoiseSource, OdeSampler
 from ._rows import call, check_batch, check_network, column, cond_rows, sample_rows, to_rows
 from ._samplers import DENOISING_SAMPLERS, DPM2M, DPM2S, ODE_SAMPLERS, SDE_SAMPLERS, refuse_sampler
-from ._settings import read, write
+from ._settings import Settings
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, weighted_square_error
 
 
+class NoisyPair(NamedTuple):
+    """Data mixed with noise at the angle tan(theta) = sigma / sigma_data.
+
+    Args:
+        x: (N, C, *S), u = cos xi + sin z, the network's input; xi = target / sigma_data.
+        truth: sin xi - cos z = -du/dtheta at fixed xi and z, the network's target.
+        cos, sin: of theta, (N, C or 1, 1, ...).
+        label: (N,), ln(sigma) / 4.
+    """
+
+    x: Tensor
+    truth: Tensor
+    cos: Tensor
+    sin: Tensor
+    label: Tensor
+
+
+def noisy_pair(
+    training: Law, noise: NoiseSource, sigma_data: float | tuple[float, ...], target: Tensor, key: Key
+) -> NoisyPair:
+    """What a denoising loss draws: one noise level and one noise per (row, member)."""
+    key = key.sub("loss")
+    x1 = to_rows(torch.nan_to_num(target), key.members)
+    sigma = training.quantile(key.sub("sigma").uniform().reshape(-1, 1))
+    z = noise.draw(key.sub("noise"), tuple(x1.shape[1:]), device=x1.device, dtype=x1.dtype)
+    data = per_channel("sigma_data", sigma_data)
+    norm = torch.hypot(sigma, data)
+    cos, sin = column(data / norm, x1), column(sigma / norm, x1)
+    x, truth = rotate(cos, sin, x1 / column(data, x1), z.flatten(0, 1))
+    return NoisyPair(x, truth, cos, sin, (sigma[:, 0].log() / 4).to(x))
+
+
+def denoiser(sigma: float, sigma_data: float | tuple[float, ...]) -> Affine:
+    """Factors of D(x, sigma)."""
+    data = per_channel("sigma_data", sigma_data)
+    norm = (sigma**2 + data.square()).sqrt()
+    return affine(1.0 / norm, 0.0, (data / norm).square(), 0.0, sigma * data / norm)
+
+
+def noise_label(sigma: float) -> float:
+    """c_noise, what the network is told about a noise level."""
+    return math.log(sigma) / 4
+
+
 @dataclass(frozen=True, kw_only=True)
-class EDM:
+class EDM(Settings):
     """Denoising diffusion in the design space of Karras et al. (arXiv 2206.00364).
 
     D(x, sigma) = c_skip x + c_out F(c_in x, c_noise) with c_skip = sd^2 / (sigma^2 + sd^2),
@@ -94,16 +137,11 @@ class EDM:
         """Weighted mean square error of the preconditioned network, one noise level per (row, member)."""
         check_network(self.required(batch.target.shape[1]), net.spec, "EDM")
         check_batch(key, batch.target.shape[0], "batch.target")
-        key, m = key.sub("loss"), key.members
-        x1 = to_rows(torch.nan_to_num(batch.target), m)
-        sigma = self.training.quantile(key.sub("sigma").uniform().reshape(-1, 1))
-        z = self.noise.draw(key.sub("noise"), tuple(x1.shape[1:]), device=x1.device, dtype=x1.dtype)
-        data = per_channel("sigma_data", self.sigma_data)
-        norm = torch.hypot(sigma, data)
-        cos, sin = column(data / norm, x1), column(sigma / norm, x1)
-        x, truth = rotate(cos, sin, x1 / column(data, x1), z.flatten(0, 1))
-        f = call(net, x, cond_rows(batch.cond, m), (sigma[:, 0].log() / 4).to(x), None, x)
-        return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m))
+        m = key.members
+        p = noisy_pair(self.training, self.noise, self.sigma_data, batch.target, key)
+        f = call(net, p.x, cond_rows(batch.cond, m), p.label, None, p.x)
+        weight = to_rows(point_weights(batch.target, batch.weight), m)
+        return weighted_square_error(f, p.truth, weight, p.label)
 
     def sample(
         self, net: Network, base: Tensor, cond: Cond, key: Key, /, *, chunk: int | None = None
@@ -111,29 +149,18 @@ class EDM:
         """Denoise: (B, M, C, *S), at most `chunk` rows at a time; of the base only the shape is used."""
         check_network(self.required(net.spec.out_channels), net.spec, "EDM")
         like = base[:0].to(solver_dtype(base, self.double))
-        tables = Table(self._denoiser, like), Table(self._slope, like)
+        tables = Table(lambda sigma: denoiser(sigma, self.sigma_data), like), Table(self._slope, like)
         return sample_rows(
             lambda b, c, k: self._run(net, tables, b, c, k), base, cond, key.sub("sample"), chunk
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EDM:
-        """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *DENOISING_SAMPLERS, *ODE_SAMPLERS, *SIGMA_LAWS))
-
-    def _denoiser(self, sigma: float) -> Affine:
-        """Factors of D."""
-        data = per_channel("sigma_data", self.sigma_data)
-        norm = (sigma**2 + data.square()).sqrt()
-        return affine(1.0 / norm, 0.0, (data / norm).square(), 0.0, sigma * data / norm)
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return (*NOISES, *DENOISING_SAMPLERS, *ODE_SAMPLERS, *SIGMA_LAWS)
 
     def _slope(self, sigma: float) -> Affine:
         """Factors of (x - D) / sigma."""
-        return self._denoiser(sigma).mixed(-1.0 / sigma, 1.0 / sigma)
+        return denoiser(sigma, self.sigma_data).mixed(-1.0 / sigma, 1.0 / sigma)
 
     def _stir(self, sigma: float) -> float:
         """Noise level after churn: (1 + min(S_churn / n, sqrt(2) - 1)) sigma inside [S_tmin, S_tmax]."""
@@ -141,7 +168,7 @@ class EDM:
         return sigma * (1.0 + (min(self.churn / self.steps, math.sqrt(2.0) - 1.0) if inside else 0.0))
 
     def _field(self, net: Network, table: Table, base: Tensor, cond: Cond) -> Field:
-        return Field(net, cond, base, table, label=lambda sigma: math.log(sigma) / 4, dtype=base.dtype)
+        return Field(net, cond, base, table, label=noise_label, dtype=base.dtype)
 
     def _run(self, net: Network, tables: tuple[Table, Table], base: Tensor, cond: Cond, key: Key) -> Tensor:
         """One member per row."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,13 +18,13 @@ from ._path import FLOW_PATHS, LinearPath, Path, check_channels, check_scale, pe
 from ._protocols import Law, Network, NoiseSource, OdeSampler
 from ._rows import call, check_batch, check_network, column, cond_rows, sample_rows, to_rows
 from ._samplers import DENOISING_SAMPLERS, ODE_SAMPLERS, SDE_SAMPLERS, Heun, refuse_sampler
-from ._settings import read, write
+from ._settings import Settings
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, weighted_square_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatching:
+class FlowMatching(Settings):
     """Ordinary differential equation from noise to data (Lipman et al., arXiv 2210.02747).
 
     x_t = b x1 + s z with z ~ N(0, K), K the covariance of `noise`; the network gives the velocity
@@ -79,8 +78,9 @@ class FlowMatching:
         t = self.training.quantile(key.sub("time").uniform().reshape(-1))
         z = self.noise.draw(key.sub("noise"), tuple(x1.shape[1:]), device=x1.device, dtype=x1.dtype)
         x, truth = self._pair(t, x1, z.flatten(0, 1))
-        f = call(net, x, cond_rows(batch.cond, m), t.to(x), None, x)
-        return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m))
+        label = t.to(x)
+        f = call(net, x, cond_rows(batch.cond, m), label, None, x)
+        return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m), label)
 
     def sample(
         self, net: Network, base: Tensor, cond: Cond, key: Key, /, *, chunk: int | None = None
@@ -92,14 +92,9 @@ class FlowMatching:
             lambda b, c, k: self._run(net, table, b, c, k), base, cond, key.sub("sample"), chunk
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> FlowMatching:
-        """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *ODE_SAMPLERS, *FLOW_PATHS, *TIME_LAWS))
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return (*NOISES, *ODE_SAMPLERS, *FLOW_PATHS, *TIME_LAWS)
 
     def _pair(self, t: Tensor, x1: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Network input and target for times (N,)."""

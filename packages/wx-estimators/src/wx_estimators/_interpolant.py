@@ -24,13 +24,13 @@ from ._path import (
 from ._protocols import Network, NoiseSource, OdeSampler, SdeSampler
 from ._rows import call, check_batch, check_network, cond_rows, sample_rows, to_rows
 from ._samplers import DENOISING_SAMPLERS, ODE_SAMPLERS, SDE_SAMPLERS, SRA1, refuse_sampler
-from ._settings import read, write
+from ._settings import Settings
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import point_weights, weighted_square_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class StochasticInterpolant:
+class StochasticInterpolant(Settings):
     """Diffusion from a point base to the conditional law of the target (Chen et al., arXiv 2403.13724).
 
     I_t = a x0 + b x1 + s W_t with a = 1 - t, b = t^power, s = eps (1 - t), W_t = sqrt(t) z. The network gives
@@ -124,8 +124,9 @@ class StochasticInterpolant:
         t = key.sub("time").uniform().reshape(-1)
         z = self.noise.draw(key.sub("noise"), tuple(x1.shape[1:]), device=x1.device, dtype=x1.dtype)
         x, truth = self._preconditioner().pair(t, x0, x1, z.flatten(0, 1))
-        f = call(net, x, cond_rows(batch.cond, m), t.to(x), None, x)
-        return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m))
+        label = t.to(x)
+        f = call(net, x, cond_rows(batch.cond, m), label, None, x)
+        return weighted_square_error(f, truth, to_rows(point_weights(batch.target, batch.weight), m), label)
 
     def sample(
         self, net: Network, base: Tensor, cond: Cond, key: Key, /, *, chunk: int | None = None
@@ -137,14 +138,9 @@ class StochasticInterpolant:
             lambda b, c, k: self._run(net, tables, b, c, k), base, cond, key.sub("sample"), chunk
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StochasticInterpolant:
-        """Inverse of `to_dict`."""
-        return read(cls, data, (*NOISES, *SDE_SAMPLERS, *ODE_SAMPLERS))
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return (*NOISES, *SDE_SAMPLERS, *ODE_SAMPLERS)
 
     def _bridge(self) -> Bridge:
         return Bridge(self.eps, self.power)

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._settings import read, write
-
-_L = TypeVar("_L", bound="_Law")
+from ._settings import Settings
 
 
 @dataclass(frozen=True)
-class _Law:
-    """Settings as JSON data; the laws below have no other common part."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls: type[_L], data: Mapping[str, Any]) -> _L:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
-
-
-@dataclass(frozen=True)
-class Uniform(_Law):
+class Uniform(Settings):
     """t ~ U(0, 1)."""
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -39,7 +22,7 @@ class Uniform(_Law):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitNormal(_Law):
+class LogitNormal(Settings):
     """t = 1 / (1 + exp(-n)), n ~ N(mean, std^2) (Esser et al., arXiv 2403.03206): few draws near 0 and 1."""
 
     mean: float = 0.0
@@ -54,8 +37,12 @@ class LogitNormal(_Law):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogNormal(_Law):
-    """ln sigma ~ N(mean, std^2), the training law of EDM (Karras et al., arXiv 2206.00364)."""
+class LogNormal(Settings):
+    """ln sigma ~ N(mean, std^2), the training law of EDM (Karras et al., arXiv 2206.00364).
+
+    The published mean is for sigma_data = 0.5: the same law in units of sigma_data has mean -0.5 at
+    sigma_data = 1. It trains large noise better, where the network learns the mean from the condition.
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -70,7 +57,7 @@ class LogNormal(_Law):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RhoQuantile(_Law):
+class RhoQuantile(Settings):
     """sigma^(1/rho) uniform between its values at `low` and `high`, the training law of GenCast."""
 
     low: float = 0.02

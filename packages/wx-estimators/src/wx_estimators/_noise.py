@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -15,25 +15,17 @@ from torch import Tensor
 
 from ._draws import check_engine, normals
 from ._protocols import NoiseSource
-from ._settings import read, write
+from ._settings import Settings
 from ._sphere import TILE, coefficients, noise_basis, pack, point_variance, synthesize
 from ._types import Engine, Key, Window
 
-_S = TypeVar("_S", bound="_Settings")
 
-
-@dataclass(frozen=True)
-class _Settings:
-    """Settings as JSON data; the sources below have no other common part."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
+class _Source(Settings):
+    """Base of the sources: a source may hold another one."""
 
     @classmethod
-    def from_dict(cls: type[_S], data: Mapping[str, Any]) -> _S:
-        """Inverse of `to_dict`."""
-        return read(cls, data, NOISES)
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return NOISES
 
 
 def is_gaussian(source: NoiseSource) -> bool:
@@ -51,7 +43,7 @@ def check_gaussian(source: NoiseSource, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class WhiteNoise(_Settings):
+class WhiteNoise(_Source):
     """Independent N(0, 1) values.
 
     For a field, or for a vector of shape (Z,) that conditions a network: a vector has no grid, so every
@@ -87,7 +79,7 @@ class WhiteNoise(_Settings):
         return x.reshape(key.batch, key.members, *shape).to(dtype)
 
 
-class SphericalTransform(Protocol):
+class SphericalSynthesis(Protocol):
     """Synthesis by another package, for `SphericalNoise`."""
 
     def synthesize(self, coefficients: Tensor, /) -> Tensor:
@@ -126,25 +118,27 @@ def angular_power(spectrum: Spectrum, lmax: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class _Sphere(_Settings):
+class _Sphere(_Source, ABC):
     """Draws of a spherical source: rings, and the factors between unit normals and coefficients."""
 
     gaussian: ClassVar[bool] = True
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """(latitudes, longitudes)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _rings(self) -> tuple[float, ...]:
-        raise NotImplementedError
+        """Latitudes in degrees."""
 
+    @abstractmethod
     def _factors(self) -> tuple[tuple[float, ...], float]:
         """Factor of every degree for the real and imaginary parts of m > 0, and what m = 0 has on top."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _units(self, key: Key, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-        raise NotImplementedError
+        """(B*M, *shape) coefficients before `_factors`."""
 
     def point_variance(self) -> Tensor:
         """(latitude,) float64 variance of a value, computed from the basis of the synthesis."""
@@ -216,7 +210,8 @@ class SphericalNoise(_Sphere):
     spectrum: Spectrum = "white"
     lmax: int | None = None
     engine: Engine = "generator"
-    transform: SphericalTransform | None = None
+    transform: SphericalSynthesis | None = None
+    _runtime: ClassVar[tuple[str, ...]] = ("transform",)
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
@@ -241,10 +236,6 @@ class SphericalNoise(_Sphere):
     def power(self) -> tuple[float, ...]:
         """C_l for l = 0..degree, normalised to unit point variance."""
         return angular_power(self.spectrum, self.degree)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data, without `transform`."""
-        return write(self, skip=("transform",))
 
     def _rings(self) -> tuple[float, ...]:
         return self.latitudes
@@ -319,7 +310,7 @@ class AtlasNoise(_Sphere):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AR1Noise(_Settings):
+class AR1Noise(_Source):
     """First-order autoregression in lead time: n_k = phi n_(k-1) + sqrt(1 - phi^2) e_k, n_0 = e_0.
 
     Stationary from lead 0: unit variance, correlation phi^|j - k| between leads. `draw` recomputes the state
@@ -386,7 +377,7 @@ class AR1Noise(_Settings):
 
 
 @dataclass(frozen=True)
-class AntitheticNoise(_Settings):
+class AntitheticNoise(_Source):
     """Members 2k and 2k + 1 get the noise of member 2k and its negative.
 
     Halves the sampling error of an ensemble mean where the response is close to linear. Not for training with
@@ -419,7 +410,7 @@ class AntitheticNoise(_Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentTNoise(_Settings):
+class StudentTNoise(_Source):
     """Multivariate Student-t of unit variance: one scale sqrt((dof - 2) / chi^2_dof) per init and member.
 
     For noise that is drawn once per member (the start of `EDM` or of a flow, a CRPS network). A solver that

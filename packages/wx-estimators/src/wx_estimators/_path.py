@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ._field import Affine, affine
 from ._rows import column
-from ._settings import read, write
+from ._settings import Settings
 
 
 class Coeff(NamedTuple):
@@ -34,7 +34,7 @@ class Path(Protocol):
 
 
 @dataclass(frozen=True)
-class LinearPath:
+class LinearPath(Settings):
     """x_t = (1 - t) z + t x1: the conditional optimal transport path of flow matching (arXiv 2210.02747)."""
 
     def coeff(self, t: Tensor, /) -> Coeff:
@@ -42,18 +42,9 @@ class LinearPath:
         zero, one = torch.zeros_like(t), torch.ones_like(t)
         return Coeff(zero, t, 1.0 - t, zero, one, -one)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LinearPath:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
-
 
 @dataclass(frozen=True)
-class TrigPath:
+class TrigPath(Settings):
     """x_t = cos(pi t / 2) z + sin(pi t / 2) x1: variance preserving for targets of unit variance."""
 
     def coeff(self, t: Tensor, /) -> Coeff:
@@ -62,15 +53,6 @@ class TrigPath:
         # cos as a sine: exactly 0 at t = 1.
         sin, cos, zero = torch.sin(rate * t), torch.sin(rate * (1.0 - t)), torch.zeros_like(t)
         return Coeff(zero, sin, cos, zero, rate * cos, -rate * sin)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TrigPath:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
 
 
 FLOW_PATHS: tuple[type[Any], ...] = (LinearPath, TrigPath)

@@ -75,7 +75,7 @@ class EnsembleScore(Protocol):
         ...
 
 
-class SpectralTransform(Protocol):
+class SpectralAnalysis(Protocol):
     """A linear map from real fields to real or complex coefficients, for `SpectralCRPS`."""
 
     @property

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._protocols import Network
 from ._rows import call, check_batch, check_network, sample_rows
-from ._settings import read, write
+from ._settings import Settings
 from ._types import Batch, Cond, Key, LossOut, NetSpec
 from ._weights import blank, point_weights, reduce, space_sum, weighted_square_error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression:
+class Regression(Settings):
     """One network call; every member is the same forecast.
 
     Args:
@@ -57,12 +55,3 @@ class Regression:
         one = replace(key, member=torch.zeros_like(key.member[..., :1]))
         out = sample_rows(lambda b, c, _: call(net, None, c, None, None, b), base, cond, one, chunk)
         return out.repeat_interleave(key.members, 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Regression:
-        """Inverse of `to_dict`."""
-        return read(cls, data)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ._protocols import Drift
-from ._settings import read, write
-
-_S = TypeVar("_S", bound="_Solver")
+from ._settings import Settings
 
 
 @dataclass(frozen=True)
-class _Solver:
-    """Order, cost, and settings as JSON data."""
+class _Solver(Settings):
+    """Order and cost."""
 
     order: ClassVar[int]
     _calls: ClassVar[int]
@@ -27,15 +25,6 @@ class _Solver:
     def calls_per_step(self) -> int:
         """Evaluations of the network per step."""
         return self._calls
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls: type[_S], data: Mapping[str, Any]) -> _S:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
 
 
 # Stochastic differential equations with additive noise

@@ -9,7 +9,6 @@ is lowest for every law with the right marginals and leaves their joint law free
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ._kernel import blocks, pair_factor, point_scores
 from ._protocols import Total, alone
-from ._settings import read, write
+from ._settings import Settings
 from ._weights import blank, point_weights, ratio, space_sum
 
 
@@ -75,7 +74,7 @@ def check_patch(patch: tuple[int, ...] | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CRPS:
+class CRPS(Settings):
     """Almost-fair CRPS of every point, see `crps`."""
 
     alpha: float = 1.0
@@ -90,18 +89,9 @@ class CRPS:
         w = weights_of(pred, target, weight)
         return weighted_mean(point_scores(pred, target, w > 0, self.alpha), w, total)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> CRPS:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
-
 
 @dataclass(frozen=True, kw_only=True)
-class EnergyScore:
+class EnergyScore(Settings):
     """Almost-fair energy score: `crps` with |v| replaced by a weighted root-mean-square norm.
 
     ES = mean_i ||x_i - y|| - [a / (M (M - 1)) + (1 - a) / M^2] sum_{i<j} ||x_i - x_j||,
@@ -149,15 +139,6 @@ class EnergyScore:
         """(B, M, C, *S) -> (B, C or 1, patches, M, points of one norm)."""
         v: Tensor = cut(x.flatten(0, 1), self.patch).unflatten(0, x.shape[:2]).permute(0, 2, 3, 1, 4)
         return v if self.over == "space" else v.movedim(1, -2).flatten(-2).unsqueeze(1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EnergyScore:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
 
 
 def _norm(square: Tensor, count: Tensor) -> Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from torch import Tensor
 from ._kernel import pair_factor, point_scores
 from ._protocols import Total, alone
 from ._scores import check_alpha, weighted_mean, weights_of
-from ._settings import read, write
+from ._settings import Settings
 from ._weights import blank
 
 
@@ -47,7 +45,7 @@ def _differences(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DifferenceCRPS:
+class DifferenceCRPS(Settings):
     """CRPS of the differences x_p - x_q between points a fixed step apart: a score of the joint law.
 
     Proper, and lowest exactly where the law of every difference is right; added to a `CRPS` of points that
@@ -83,18 +81,9 @@ class DifferenceCRPS:
         d_pred, d_target, pair = _differences(step, self.periodic, pred, target, w)
         return weighted_mean(point_scores(d_pred, d_target, pair > 0, self.alpha), pair, total)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> DifferenceCRPS:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
-
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeCRPS:
+class EdgeCRPS(Settings):
     """CRPS of the differences x_p - x_q over the edges of a graph, on any arrangement of points.
 
     Args:
@@ -124,18 +113,9 @@ class EdgeCRPS:
         values = point_scores(x[..., p] - x[..., q], y[..., p] - y[..., q], pair > 0, self.alpha)
         return weighted_mean(values, pair, total)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> EdgeCRPS:
-        """Inverse of `to_dict`."""
-        return read(cls, data)
-
 
 @dataclass(frozen=True, kw_only=True)
-class VariogramScore:
+class VariogramScore(Settings):
     """Variogram score of order p over pairs of points a fixed step apart (Scheuerer and Hamill 2015).
 
     VS = (mean_i |x_i,p - x_i,q|^power - |y_p - y_q|^power)^2 - a s^2 / M, s^2 the sample variance of
@@ -180,12 +160,3 @@ class VariogramScore:
 
     def _variation(self, v: Tensor) -> Tensor:
         return (v.square() + 1e-12).pow(self.power / 2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> VariogramScore:
-        """Inverse of `to_dict`."""
-        return read(cls, data)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ._kernel import point_scores
-from ._protocols import SpectralTransform, Total, alone
+from ._protocols import SpectralAnalysis, Total, alone
 from ._scores import check_alpha, weighted_mean, weights_of
-from ._settings import read, write
+from ._settings import Settings
 from ._weights import blank
 
 # What makes a coefficient of white noise score 1 / sqrt(pi), like a point: E |x - y| / 2 is sqrt(pi / 8) for
@@ -22,7 +21,7 @@ _COMPLEX_SCALE = {"complex": math.sqrt(8.0) / math.pi, "parts": math.sqrt(0.5), 
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralCRPS:
+class SpectralCRPS(Settings):
     """CRPS of spectral coefficients, each by itself, weighted by Parseval: a score by scale.
 
     Coefficients a_k of freedom f_k (1 if real, 2 if complex) are scaled so that the mean square of the field
@@ -47,7 +46,8 @@ class SpectralCRPS:
     alpha: float = 1.0
     wavenumbers: tuple[int, int] | None = None
     kernel: str = "complex"
-    transform: SpectralTransform | None = None
+    transform: SpectralAnalysis | None = None
+    _runtime: ClassVar[tuple[str, ...]] = ("transform",)
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -106,12 +106,3 @@ class SpectralCRPS:
         first = self.wavenumbers[0] if self.wavenumbers else 0
         k = first + torch.arange(like.shape[-1], device=like.device)
         return torch.where((k == 0) | (2 * k == longitudes), 1.0, 2.0).to(like.real.dtype)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data, without `transform`."""
-        return write(self, skip=("transform",))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SpectralCRPS:
-        """Inverse of `to_dict`."""
-        return read(cls, data)

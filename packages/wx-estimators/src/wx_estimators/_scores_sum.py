@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +12,12 @@ from ._protocols import EnsembleScore, Total, alone
 from ._scores import CRPS, EnergyScore, check_patch, cut, weights_of
 from ._scores_pairs import DifferenceCRPS, EdgeCRPS, VariogramScore
 from ._scores_spectral import SpectralCRPS
-from ._settings import read, write
+from ._settings import Settings
 from ._weights import blank, ratio
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchMeanScore:
+class PatchMeanScore(Settings):
     """A score of weighted means over patches; one term for each scale makes a multi-scale score.
 
     Proper if `score_of_means` is: means are linear in the field. A mean is over the points that count, of
@@ -37,6 +36,10 @@ class PatchMeanScore:
     patch: tuple[int, ...]
     score_of_means: EnsembleScore = field(default_factory=CRPS)
 
+    @classmethod
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return SCORES
+
     def __post_init__(self) -> None:
         check_patch(self.patch)
 
@@ -54,22 +57,17 @@ class PatchMeanScore:
     def _means(self, x: Tensor, mass: Tensor) -> Tensor:
         return ratio(cut(x, self.patch).sum(-1), mass)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PatchMeanScore:
-        """Inverse of `to_dict`."""
-        return read(cls, data, SCORES)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SumScore:
+class SumScore(Settings):
     """Weighted sum of scores, e.g. SumScore(terms=(CRPS(), DifferenceCRPS()), factors=(1.0, 0.2))."""
 
     terms: tuple[EnsembleScore, ...]
     factors: tuple[float, ...]
+
+    @classmethod
+    def _parts(cls) -> tuple[type[Any], ...]:
+        return SCORES
 
     def __post_init__(self) -> None:
         if not self.terms or len(self.terms) != len(self.factors) or min(self.factors) < 0:
@@ -86,15 +84,6 @@ class SumScore:
             for factor, term in zip(self.factors, self.terms, strict=True)
         ]
         return torch.stack(parts).sum(0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON data."""
-        return write(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SumScore:
-        """Inverse of `to_dict`; terms are scores of this package."""
-        return read(cls, data, SCORES)
 
 
 SCORES: tuple[type[Any], ...] = (

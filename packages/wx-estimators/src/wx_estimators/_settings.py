@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import Field, fields
-from typing import Any, ClassVar, Protocol, TypeVar
-
-
-class _Dataclass(Protocol):
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-T = TypeVar("T", bound=_Dataclass)
+from dataclasses import fields
+from typing import Any, ClassVar, Self
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -43,7 +36,7 @@ def _value(value: Any, parts: tuple[type[Any], ...]) -> Any:
     return value
 
 
-def read(cls: type[T], data: Mapping[str, Any], parts: tuple[type[Any], ...] = ()) -> T:
+def read(cls: type[Any], data: Mapping[str, Any], parts: tuple[type[Any], ...] = ()) -> Any:
     """Inverse of `write`; nested settings must be of one of the classes in `parts`.
 
     Raises:
@@ -57,6 +50,32 @@ def read(cls: type[T], data: Mapping[str, Any], parts: tuple[type[Any], ...] = (
     if unknown:
         raise ValueError(f"unknown keys {unknown} for {name}; known are {sorted(known)}")
     return cls(**{key: _value(value, parts) for key, value in data.items() if key != "type"})
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields are their settings: JSON data both ways."""
+
+    _runtime: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold run-time objects: `to_dict` leaves them out, `from_dict` takes their defaults."""
+
+    @classmethod
+    def _parts(cls) -> tuple[type[Any], ...]:
+        """Classes that nested settings may have."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data, without objects that exist at run time only."""
+        return write(self, skip=self._runtime)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: settings of another class, or unknown ones.
+        """
+        settings: Self = read(cls, data, cls._parts())
+        return settings
 
 
 def read_any(data: Mapping[str, Any], classes: tuple[type[Any], ...]) -> Any:

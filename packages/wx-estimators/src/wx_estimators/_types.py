@@ -160,12 +160,16 @@ class NetSpec:
         takes_x: the network is given a noisy or interpolated field.
         takes_t: the network is given one time or noise label per row.
         noise: None, or the shape (without the row dimension) of the noise input: (Z,) or (Z, *S).
+        supports_jvp: `torch.func.jvp` through `predict` is right, which `Consistency` asks for and no other
+            estimator does. Compare it with a finite difference once: custom autograd functions without `jvp`
+            raise an error, but operators of `torch.library.custom_op` have a derivative of zero.
     """
 
     out_channels: int
     takes_x: bool
     takes_t: bool
     noise: tuple[int, ...] | None = None
+    supports_jvp: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,10 +197,16 @@ class LossOut:
         loss: scalar with gradient.
         per_channel: (C,), the same average per channel, detached.
         count: scalar sum of weights, for exact averaging across ranks.
+        row_sums: (N, C), sum(w l) over the points of each row and channel, with gradient.
+        row_counts: (N, C), sum(w) of the same points, 0 where all are masked.
+        label: (N,), the time or noise label that the network was told; None where it takes none.
         members: (B, M, C, *S) when the loss built an ensemble.
     """
 
     loss: Tensor
     per_channel: Tensor
     count: Tensor
+    row_sums: Tensor
+    row_counts: Tensor
+    label: Tensor | None = None
     members: Tensor | None = None

@@ -41,18 +41,25 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(empty, 0.0, numerator) / torch.where(empty, 1.0, denominator)
 
 
-def reduce(numerator_NC: Tensor, count_NC: Tensor, members: Tensor | None = None) -> LossOut:
+def reduce(
+    numerator_NC: Tensor, count_NC: Tensor, members: Tensor | None = None, label_N: Tensor | None = None
+) -> LossOut:
     """Loss from sums over space of w l and of w, per row and channel."""
     numerator, count = numerator_NC.sum(0), count_NC.sum(0)
     return LossOut(
         loss=ratio(numerator.sum(), count.sum()),
         per_channel=ratio(numerator, count).detach(),
         count=count.sum().detach(),
+        row_sums=numerator_NC,
+        row_counts=count_NC,
+        label=label_N,
         members=members,
     )
 
 
-def weighted_square_error(pred: Tensor, target: Tensor, weight: Tensor) -> LossOut:
+def weighted_square_error(
+    pred: Tensor, target: Tensor, weight: Tensor, label: Tensor | None = None
+) -> LossOut:
     """sum(w (pred - target)^2) / sum(w); weight has the shape of pred and is zero at masked points."""
     error = blank(pred - target, weight).square() * weight
-    return reduce(space_sum(error), space_sum(weight))
+    return reduce(space_sum(error), space_sum(weight), label_N=label)

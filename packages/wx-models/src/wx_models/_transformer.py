@@ -49,12 +49,14 @@ class NetworkSpec:
         takes_x: whether a noisy or interpolated field is an input.
         takes_t: whether a scalar time or noise label per row is an input.
         noise: shape of the noise per row, None for a network without noise.
+        supports_jvp: whether `torch.func.jvp` through the network is right, which consistency models need.
     """
 
     out_channels: int
     takes_x: bool
     takes_t: bool
     noise: tuple[int, ...] | None
+    supports_jvp: bool = True
 
 
 @dataclass(frozen=True)
