@@ -21,6 +21,25 @@ nox.options.default_venv_backend = "uv"
 PACKAGES = ("shardtensor", "wx-data", "wx-models", "wx-estimators", "wx-eval")
 PYTHONS = ("3.11", "3.12", "3.13")
 
+SLOW = tuple(
+    package
+    for package in PACKAGES
+    if any("mark.slow" in path.read_text() for path in Path("packages", package, "tests").glob("*.py"))
+)
+
+# Peers of the parity tests. They are no dependency group, since uv.lock would have to contain it and
+# holds a version of fsspec that PhysicsNeMo refuses.
+PEERS = {
+    "wx-estimators": (
+        "flow-matching==1.0.10",
+        "nvidia-physicsnemo==2.2.2",
+        "scoringrules==0.10.0",
+        "torchcfm==1.0.7",
+        "torchsde==0.2.6",
+        "torchvision",  # of PhysicsNeMo: the version that belongs to the torch of the session
+    )
+}
+
 # One thread: the same rounding on every machine, and no contention between the ranks of a multi-process test.
 TEST_ENV = {"OMP_NUM_THREADS": "1"}
 
@@ -139,6 +158,24 @@ def minimum(session: nox.Session, package: str) -> None:
 def matrix(session: nox.Session, package: str) -> None:
     """`unit` on every supported Python."""
     unit_tests(session, package)
+
+
+@nox.session(default=False)
+@nox.parametrize("package", SLOW)
+def slow(session: nox.Session, package: str) -> None:
+    """The tests of one package that take minutes, from its wheel."""
+    install(session, [package], f"{project(package)}:test")
+    pytest(session, f"packages/{package}/tests", "-m", "slow")
+
+
+@nox.session(default=False)
+@nox.parametrize("package", [*PEERS])
+def parity(session: nox.Session, package: str) -> None:
+    """One package, from its wheel, against the pinned packages of others: none of them may be missing."""
+    groups = ("--group", f"{project(package)}:test", "--group", "torch")
+    session.install(wheel(session, package), *groups, *PEERS[package])
+    [tests] = Path("packages", package, "tests").glob("test_*_parity.py")
+    session.run("pytest", str(tests), *session.posargs, env={**TEST_ENV, "REQUIRE_PEERS": "1"})
 
 
 @nox.session(default=False)

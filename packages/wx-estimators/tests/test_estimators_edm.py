@@ -106,6 +106,31 @@ def test_churn_keeps_the_marginal():
     assert float(x[0]) == pytest.approx(MEAN, abs=3e-3)
 
 
+def test_churn_has_the_size_of_the_paper():
+    """gamma = min(S_churn / n, sqrt 2 - 1) in [S_tmin, S_tmax]; noise S_noise sqrt(stirred^2 - sigma^2)."""
+    for churn, gamma in ((1.0, 0.2), (5.0, math.sqrt(2) - 1)):
+        seen = []
+
+        class Watch(Gaussian):
+            def predict(self, x, cond, /, *, t, noise, seen=seen):
+                seen.append((math.exp(4 * float(t[0])), float(x[0, 0])))
+                return super().predict(x, cond, t=t, noise=noise)
+
+        edm = EDM(steps=5, churn=churn, churn_max=50.0, sampler=Euler(), noise=Tape())
+        key = Key(0, torch.tensor([0]), torch.tensor([1]))
+        edm.sample(Watch(), torch.zeros(1, 1, dtype=torch.float64), {}, key)
+        stirs = [1 + gamma if 0.75 <= level <= 50 else 1.0 for level in edm.levels()[:-1]]
+        assert [s for s, _ in seen] == pytest.approx(
+            [a * b for a, b in zip(edm.levels(), stirs, strict=False)]
+        )
+        assert stirs.count(1.0) == 3  # 80 is above, two levels are below
+        # The step from 80, without churn, is known; then 1.05 sqrt(stirred^2 - sigma^2) of the noise 1.
+        top, level = edm.levels()[:2]
+        best = MEAN + VARIANCE / (VARIANCE + top**2) * (top - MEAN)
+        x = top + (level - top) * (top - best) / top + 1.05 * level * math.sqrt((1 + gamma) ** 2 - 1)
+        assert seen[1][1] * math.sqrt((level * (1 + gamma)) ** 2 + 1) == pytest.approx(x)
+
+
 def test_levels_are_those_of_the_paper_and_one_step_is_legal():
     levels = EDM(steps=5, sigma_min=0.002, sigma_max=80.0).levels()
     top, low = 80 ** (1 / 7), 0.002 ** (1 / 7)

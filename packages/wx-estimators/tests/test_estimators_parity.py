@@ -1,8 +1,15 @@
-"""Parity with peers (T13): our formulas against their code. Tests skip, by name, where the peer is absent."""
+"""Parity with peers (T13): our formulas against their code. Tests skip, by name, where the peer is absent.
+
+`nox -s parity` installs all peers and sets REQUIRE_PEERS, with which an absent one is an error.
+"""
 # ruff: noqa: ARG002 - signatures are those of the protocols
 
+import importlib
 import math
+import os
+import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,18 +20,24 @@ from wx_estimators import (
     EDM,
     SRA1,
     Batch,
+    EnergyScore,
     EulerMaruyama,
     FlowMatching,
     Heun,
     Key,
     NetSpec,
     StochasticInterpolant,
+    VariogramScore,
+    crps,
 )
 
 DENOISER_MEAN, DENOISER_VARIANCE = 0.3, 0.5
 
 
 def peer(name, package):
+    if "REQUIRE_PEERS" in os.environ:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"parity with {package} needs `pip install {package}`")
 
 
@@ -75,11 +88,9 @@ def test_flow_matching_is_torchcfm_bit_for_bit():
 
 
 def test_flow_matching_is_meta_flow_matching_bit_for_bit():
-    peer("flow_matching", "flow-matching")
-    from flow_matching.path import CondOTProbPath
-
+    theirs = peer("flow_matching.path", "flow-matching")
     x1, z, t = draws()
-    sample = CondOTProbPath().sample(t=t, x_0=z, x_1=x1)
+    sample = theirs.CondOTProbPath().sample(t=t, x_0=z, x_1=x1)
     check_flow(x1, z, t, sample.x_t, sample.dx_t)
 
 
@@ -135,6 +146,58 @@ def denoise(x, sigma):
     return DENOISER_MEAN + DENOISER_VARIANCE / (DENOISER_VARIANCE + sigma**2) * (x - DENOISER_MEAN)
 
 
+def test_edm_levels_are_physicsnemo():
+    schedulers = peer("physicsnemo.diffusion.noise_schedulers", "nvidia-physicsnemo")
+    for edm in (EDM(), EDM(steps=12, sigma_min=0.002, sigma_max=500.0, rho=3.0)):
+        scheduler = schedulers.EDMNoiseScheduler(
+            sigma_min=edm.sigma_min, sigma_max=edm.sigma_max, rho=edm.rho
+        )
+        theirs = scheduler.timesteps(edm.steps, dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.tensor(edm.levels(), dtype=torch.float64), theirs, rtol=1e-12, atol=0
+        )
+
+
+def raw_network(x, t):
+    """What both sides precondition; x (N, 2, 2, 2), t (N,)."""
+    return torch.tanh(x.flip(1)) + t.view(-1, 1, 1, 1)
+
+
+class Raw:
+    spec = NetSpec(out_channels=2, takes_x=True, takes_t=True)
+
+    def predict(self, x, cond, /, *, t, noise):
+        return raw_network(x, t)
+
+
+def test_edm_loss_is_physicsnemo(monkeypatch):
+    """Their denoising loss of their preconditioned model, on the same noise levels and noises.
+
+    Our loss is the error of the network itself: their weight times c_out^2 is 1.
+    """
+    losses = peer("physicsnemo.diffusion.metrics.losses", "nvidia-physicsnemo")
+    schedulers = peer("physicsnemo.diffusion.noise_schedulers", "nvidia-physicsnemo")
+    preconditioners = peer("physicsnemo.diffusion.preconditioners", "nvidia-physicsnemo")
+    modules = peer("physicsnemo.core", "nvidia-physicsnemo")
+
+    class Model(modules.Module):
+        def forward(self, x, t, condition=None):
+            return raw_network(x, t)
+
+    x1, z = torch.randn(2, 16, 2, 2, 2, generator=torch.Generator().manual_seed(3))
+    sigma = torch.logspace(-2, 1.9, 16)
+    data = (0.6, 1.7)
+    model = preconditioners.EDMPreconditioner(Model(), sigma_data=data)
+    scheduler = schedulers.EDMNoiseScheduler(sigma_data=torch.tensor(data))
+    monkeypatch.setattr(torch, "randn_like", lambda x: z.to(x))
+    theirs = losses.MSEDSMLoss(model, scheduler)(x1, t=sigma)
+    monkeypatch.undo()
+    edm = EDM(sigma_data=data, training=AtTimes(sigma[:, None]), noise=Given(z))
+    batch = Batch(base=x1, target=x1, cond={})
+    ours = edm.loss(Raw(), batch, Key(0, torch.arange(16), torch.tensor([0]))).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("churn", [0.0, 8.0])
 def test_edm_heun_is_physicsnemo(churn, monkeypatch):
     samplers = peer("physicsnemo.diffusion.samplers", "nvidia-physicsnemo")
@@ -173,6 +236,33 @@ def test_dpm2s_is_the_update_of_gencast_in_numpy():
         expected = s1 / s0 * x - np.expm1(-h) * denoise(x_mid, mid)
         got, _ = DPM2S().denoise_step(denoise, torch.from_numpy(x), s0, s1, None)
         np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+
+
+def test_edm_is_the_sampler_of_gencast_in_numpy():
+    """All 20 levels, churn and the last step to 0 with the published settings, on a noise tape."""
+    tape = torch.randn(20, 4, 1, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    noises = [z.numpy() for z in tape]
+    grid = (80 ** (1 / 7) + np.arange(20) / 19 * (0.03 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    x = 80.0 * noises.pop(0)
+    for s0, s1 in pairwise([*grid, 0.0]):
+        if s0 >= 0.75:
+            stirred = s0 * (1 + min(2.5 / 20, math.sqrt(2) - 1))
+            x = x + 1.05 * math.sqrt(stirred**2 - s0**2) * noises.pop(0)
+            s0 = stirred
+        if s1 == 0.0:
+            x = denoise(x, s0)
+            continue
+        mid = math.sqrt(s0 * s1)
+        x_mid = mid / s0 * x + (1 - mid / s0) * denoise(x, s0)
+        x = s1 / s0 * x + (1 - s1 / s0) * denoise(x_mid, mid)
+    edm = EDM(churn=2.5, noise=Given(*tape))
+    got = edm.sample(
+        GaussianDenoiser(),
+        torch.zeros(4, 1, 3, dtype=torch.float64),
+        {},
+        Key(0, torch.arange(4), torch.tensor([0])),
+    )
+    np.testing.assert_allclose(got[:, 0].numpy(), x, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("scheme", ["em", "a1"])
@@ -217,3 +307,26 @@ def test_interpolant_is_the_published_sampler(scheme):
     )
     got = si.sample(Net(), x0, {}, Key(0, torch.arange(3), torch.tensor([0])))[:, 0]
     torch.testing.assert_close(got, x, rtol=1e-12, atol=1e-12)
+
+
+def test_ensemble_scores_are_scoringrules():
+    scoringrules = peer("scoringrules", "scoringrules")
+    pred = torch.randn(60, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = torch.randn(60, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for alpha, names in ((1.0, ("fair", "pwm")), (0.0, ("nrg", "qd", "int"))):
+        for name in names:
+            theirs = scoringrules.crps_ensemble(target.numpy(), pred.numpy(), estimator=name)
+            np.testing.assert_allclose(
+                crps(pred, target, alpha=alpha).numpy(), theirs, rtol=1e-13, atol=1e-14
+            )
+    vectors, truth = pred.view(6, 10, 7).transpose(1, 2), target.view(6, 10)
+    theirs = scoringrules.es_ensemble(truth.numpy(), vectors.numpy())
+    ours = EnergyScore(alpha=0.0).score(vectors, truth, None)
+    # Root mean square against Euclidean norm: a factor sqrt(C).
+    np.testing.assert_allclose(ours[:, 0].numpy() * math.sqrt(10), theirs, rtol=1e-13)
+    theirs = scoringrules.vs_ensemble(truth[:, :2].numpy(), vectors[..., :2].numpy(), p=0.5)
+    ours = VariogramScore(steps=((1,),), periodic=(False,), alpha=0.0).score(
+        vectors[..., None, :2], truth[:, None, :2], None
+    )
+    # The peer counts both orders of a pair, and has no guard at 0.
+    np.testing.assert_allclose(2 * ours[:, 0].numpy(), theirs, rtol=1e-8)

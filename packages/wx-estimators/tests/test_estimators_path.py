@@ -157,6 +157,21 @@ class WrongSign(SRA2):
         return x + h / 3 * (f1 + 2 * f2) + g(t1) * (r + 1.5 * area) - 1.5 * early * area
 
 
+def test_probability_flow_starts_with_the_noise_of_the_bridge():
+    """(x - x0) / sqrt(t) tends to eps z as t tends to 0."""
+    seen = []
+
+    class Watch(Heun):
+        def step(self, f, x, t0, t1, /):
+            seen.append(x.flatten().tolist())
+            return super().step(f, x, t0, t1)
+
+    si = StochasticInterpolant(steps=1, eps=0.3, diffusion="none", sampler=Watch(), noise=Basis())
+    base = torch.full((1, 1), X0, dtype=torch.float64)
+    si.sample(ExactNetwork(1, "gaussian"), base, {}, Key(0, torch.tensor([0]), torch.arange(3)))
+    assert seen == [pytest.approx([0.0, 0.3, 0.0])]
+
+
 def test_the_published_sign_error_is_seen():
     # Negative control: the condition beta2 . c1 = -1 fails with the other sign, and with it the order.
     error = [abs(propagate(n, 1, sampler=WrongSign())[1] / VARIANCE - 1) for n in (40, 160, 320)]

@@ -424,25 +424,6 @@ def test_scores_of_a_score_of_means_nest_and_add():
         assert type(score).from_dict(json.loads(json.dumps(score.to_dict()))) == score
 
 
-def test_parity_with_an_independent_package():
-    scoringrules = pytest.importorskip("scoringrules", reason="peer for parity only")
-    pred, target = normal(60, 7, seed=1), normal(60, seed=2)
-    for alpha, names in ((1.0, ("fair", "pwm")), (0.0, ("nrg", "qd", "int"))):
-        for name in names:
-            peer = scoringrules.crps_ensemble(target.numpy(), pred.numpy(), estimator=name)
-            np.testing.assert_allclose(crps(pred, target, alpha=alpha).numpy(), peer, rtol=1e-13, atol=1e-14)
-    vectors, truth = pred.view(6, 10, 7).transpose(1, 2), target.view(6, 10)
-    peer = scoringrules.es_ensemble(truth.numpy(), vectors.numpy())
-    ours = EnergyScore(alpha=0.0).score(vectors, truth, None)
-    # Root mean square against Euclidean norm: a factor sqrt(C).
-    np.testing.assert_allclose(ours[:, 0].numpy() * math.sqrt(10), peer, rtol=1e-13)
-    two = VariogramScore(steps=((1,),), periodic=(False,), alpha=0.0)
-    peer = scoringrules.vs_ensemble(truth[:, :2].numpy(), vectors[..., :2].numpy(), p=0.5)
-    # The peer counts both orders of a pair, and has no guard at 0.
-    ours = two.score(vectors[..., None, :2], truth[:, None, :2], None)
-    np.testing.assert_allclose(2 * ours[:, 0].numpy(), peer, rtol=1e-8)
-
-
 # Invariances and masks
 
 
