@@ -37,7 +37,14 @@ PEERS = {
         "torchcfm==1.0.7",
         "torchsde==0.2.6",
         "torchvision",  # of PhysicsNeMo: the version that belongs to the torch of the session
-    )
+    ),
+    "wx-eval": (
+        "numba",
+        "properscoring==0.1",
+        "scores==2.7.0",
+        "scoringrules==0.10.0",
+        "xskillscore==0.0.29",
+    ),
 }
 
 # One thread: the same rounding on every machine, and no contention between the ranks of a multi-process test.

@@ -91,16 +91,22 @@ def test_ruff_bans_the_other_four(package: str) -> None:
 def test_every_import_is_declared(package: str) -> None:
     """Module-level imports need a dependency; an extra is enough for an import inside a function.
 
-    As is being named under `tool.repository.elsewhere`, for what no extra can install.
+    As is being named under `tool.repository.elsewhere`, for what no extra can install. A module named under
+    `tool.repository.behind` needs the extra given there, and no other may import it on its module level.
     """
     table = project(package)
     metadata = table["project"]
     declared = distributions(metadata["dependencies"])
     optional = set[str]().union(*map(distributions, metadata.get("optional-dependencies", {}).values()))
     optional |= set(table["tool"].get("repository", {}).get("elsewhere", []))
+    behind = table["tool"].get("repository", {}).get("behind", {})
     free = sys.stdlib_module_names | {IMPORT_NAMES[package]}
     for path, tree in trees(package):
         always = {distribution(name) for name in imported(module_level(tree)) - free}
+        if path.stem in behind:
+            always -= distributions(metadata["optional-dependencies"][behind[path.stem]])
+        direct = {node.module for node in module_level(tree).body if isinstance(node, ast.ImportFrom)}
+        assert not direct & set(behind), f"{path} imports {direct & set(behind)} unconditionally"
         anywhere = {distribution(name) for name in imported(tree) - free}
         assert always <= declared, f"{path} imports {always - declared} unconditionally"
         assert anywhere <= declared | optional, f"{path} imports {anywhere - declared - optional}"

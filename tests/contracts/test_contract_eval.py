@@ -6,7 +6,7 @@ factory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,3 +161,151 @@ def test_every_chunk_scores_against_every_history(make: MakeHistory, tmp_path: P
     writer.finalise()
     written = wx_data.open_forecast(tmp_path / "forecast")["forecast"]
     assert wx_eval.evaluate(written, truth(), model="m", truth_name="truth") == reference
+
+
+# Climatology
+
+
+def history_of_days() -> xr.DataArray:
+    """A common year of daily states at the hour of the valid time of `rollout_chunk`."""
+    times = np.datetime64("2019-01-01T06", "ns") + np.timedelta64(24, "h") * np.arange(365)
+    days = truth().isel(time=np.arange(365) % len(TIMES))
+    return days.assign_coords(time=times)
+
+
+class FixedMean:
+    """What a third party writes."""
+
+    name = "fixed"
+
+    def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
+        del valid_time
+        if statistic != "mean":
+            raise ValueError(f"only the mean is known, not the {statistic}")
+        return truth().mean("time")
+
+
+def fixed_mean() -> wx_eval.Climatology:
+    return FixedMean()
+
+
+def day_climatology() -> wx_eval.Climatology:
+    return wx_eval.DayClimatology.build(history_of_days(), window_days=2)
+
+
+class ClimatologyOfTensors(Protocol):
+    @property
+    def name(self) -> str: ...
+    def at(self, statistic: str, valid_time: np.datetime64, /) -> torch.Tensor: ...
+
+
+def refused_climatology(climatology: ClimatologyOfTensors) -> wx_eval.Climatology:
+    return climatology  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("make", [fixed_mean, day_climatology])
+def test_climatology_gives_fields_that_anomalies_can_use(make: Callable[[], wx_eval.Climatology]) -> None:
+    climatology = make()
+    field = climatology.at("mean", INIT + LEAD)
+    assert field.dims == ("channel", "latitude", "longitude")
+    assert set(field["channel"].values) == set(CHANNELS)
+    xr.testing.assert_identical(field, climatology.at("mean", INIT + LEAD))
+    with pytest.raises(ValueError, match="median"):
+        climatology.at("median", INIT + LEAD)
+    records = wx_eval.evaluate(
+        [rollout_chunk()], truth(), model="m", metrics=[wx_eval.ACC("wb2")], climatology=climatology
+    )
+    assert records.conventions.climatology == climatology.name
+    assert (abs(wx_eval.scores(records)["acc_wb2"]) <= 1).all()
+
+
+# Weights of points
+
+
+class Northern:
+    """What a third party writes."""
+
+    name = "northern"
+
+    def of(self, grid: wx_eval.Grid, /) -> NDArray[np.float64]:
+        return (grid.latitude >= 0).astype(np.float64)
+
+
+def northern() -> wx_eval.PointWeights:
+    return Northern()
+
+
+def density() -> wx_eval.PointWeights:
+    return wx_eval.DensityWeights()
+
+
+class WeightsByRow(Protocol):
+    @property
+    def name(self) -> str: ...
+    def of(self, latitude: NDArray[np.float64], /) -> NDArray[np.float64]: ...
+
+
+def refused_weights(weights: WeightsByRow) -> wx_eval.PointWeights:
+    return weights  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize("make", [northern, density])
+def test_weights_name_themselves_in_the_records(make: Callable[[], wx_eval.PointWeights]) -> None:
+    weights = make()
+    grid = wx_eval.Grid.from_axes(GRID.latitude, GRID.longitude)
+    values = weights.of(grid)
+    assert values.shape == (grid.size,)
+    assert values.min() >= 0
+    records = wx_eval.evaluate([rollout_chunk()], truth(), model="m", regions=["global"], weights=weights)
+    assert records.conventions.weights == weights.name
+    np.testing.assert_allclose(records.table["sum_w"].to_numpy(), values.sum(), rtol=1e-12)
+
+
+# Ranks that share a grid
+
+
+class OneRank:
+    """A single process."""
+
+    def sum(self, array: NDArray[np.float64], /) -> NDArray[np.float64]:
+        return array
+
+
+class ProcessGroup:
+    """All ranks of the default group of torch.distributed."""
+
+    def sum(self, array: NDArray[np.float64], /) -> NDArray[np.float64]:
+        total = torch.from_numpy(array.copy())
+        torch.distributed.all_reduce(total)
+        return total.numpy()
+
+
+def one_rank() -> wx_eval.Comm:
+    return OneRank()
+
+
+def process_group() -> wx_eval.Comm:
+    return ProcessGroup()
+
+
+class SumOfTensors(Protocol):
+    def sum(self, array: torch.Tensor, /) -> torch.Tensor: ...
+
+
+def refused_comm(comm: SumOfTensors) -> wx_eval.Comm:
+    return comm  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("make", [one_rank, process_group])
+def test_a_rank_that_holds_the_whole_grid_gets_the_same_records(make: Callable[[], wx_eval.Comm]) -> None:
+    band = wx_eval.Band(first=0, total=len(GRID.latitude), comm=make())
+    records = wx_eval.evaluate([rollout_chunk()], truth(), model="m", band=band)
+    assert records.table.equals(wx_eval.evaluate([rollout_chunk()], truth(), model="m").table)

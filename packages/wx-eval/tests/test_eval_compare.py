@@ -1,10 +1,15 @@
 """Scores of a period and paired comparisons, from records made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from wx_eval import Records, compare, paired_test, scores
+from wx_eval import Records, SpreadSkill, compare, paired_test, scores
+from wx_eval._bootstrap import bootstrap_index
+from wx_eval._compare import compare_models
+from wx_eval._intervals import score_intervals
 from wx_eval._records import SCHEMA, Conventions
 
 START = np.datetime64("2021-01-01T00", "s")
@@ -89,9 +94,9 @@ def test_difference_skill_and_p_values_are_those_of_the_paired_series() -> None:
     row = got.table().to_pylist()[0]
     assert row["difference"] == pytest.approx((a - b).mean())
     assert row["skill"] == pytest.approx(1 - a.mean() / b.mean())
-    for method in ("iid", "geer", "ewc"):
-        assert row[f"p_{method}"] == pytest.approx(paired_test(a - b, method=method).p_value)
-    assert row["p_value"] == row["p_ewc"] == pytest.approx(row["p_adjusted"])
+    for method in ("iid", "geer", "ewc", "ewc_ar1"):
+        assert row[f"p_{method}"] == pytest.approx(paired_test(a - b, method=method).p_value)  # type: ignore[arg-type]
+    assert row["p_value"] == row["p_ewc_ar1"] == pytest.approx(row["p_adjusted"])
     assert row["low"] < row["difference"] < row["high"]
     assert got.spacing == DAY
     assert row["n"] == 60
@@ -168,13 +173,16 @@ def test_a_cell_with_one_pair_is_reported_as_untested() -> None:
     got = compare(make("a", a), make("b", a))
     assert got.n_tests == 1
     assert got.cells[1].notes == ("fewer than 2 pairs",)
+    table = got.table()
+    assert table["p_value"].null_count == 1
+    assert table["bias_a"].type == table["p_value"].type == pa.float64()
     assert np.isnan(got.cells[1].p_adjusted)
 
 
 def test_comparisons_without_meaning_are_refused() -> None:
     cell = {("z500", "nh", 1): {"crps_fair": series(1)}}
     a, b = make("a", cell), make("b", cell)
-    with pytest.raises(ValueError, match="biased CRPS depends on the ensemble size"):
+    with pytest.raises(ValueError, match="crps_biased depends on the ensemble size"):
         compare(a, make("b", cell, members=50), "crps_biased")
     with pytest.raises(ValueError, match=r"'d' has 1 member\(s\)"):
         compare(a, make("d", cell, members=1))
@@ -186,7 +194,7 @@ def test_comparisons_without_meaning_are_refused() -> None:
     with pytest.raises(ValueError, match="share 1 scored starts"):
         compare(a, late)
     with pytest.raises(ValueError, match="correction must be"):
-        compare(a, b, correction="holm")  # type: ignore[arg-type]
+        compare(a, b, correction="bonferroni")  # type: ignore[arg-type]
 
 
 def test_a_model_is_chosen_by_name() -> None:
@@ -194,3 +202,244 @@ def test_a_model_is_chosen_by_name() -> None:
     both = make("a", cell).merge(make("b", cell))
     got = compare(both, both, model_a="b", model_b="a")
     assert (got.model_a, got.model_b) == ("b", "a")
+
+
+def with_column(records: Records, name: str, values: np.ndarray) -> Records:
+    """Records with another column, rows in key order."""
+    table = records.table
+    array = pa.array(values, table.schema.field(name).type if name in table.column_names else pa.float64())
+    if name in table.column_names:
+        return replace(records, table=table.set_column(table.column_names.index(name), name, array))
+    return replace(records, table=table.append_column(name, array))
+
+
+def test_forecasts_scored_at_different_points_are_refused() -> None:
+    cell = {("z500", "nh", 1): {"crps_fair": series(1)}}
+    a, b = make("a", cell), make("b", cell)
+    count = np.full(60, 10)
+    count[7] = 9
+    with pytest.raises(
+        ValueError, match=r"points is 10 and 9 for z500, nh, lead time 24 h, start 2021-01-08T00;"
+    ):
+        compare(a, with_column(b, "n", count))
+    # One polar cell of a quarter degree grid has a share of 8e-10.
+    weight = np.full(60, 10 * (1 - 8e-10))
+    with pytest.raises(ValueError, match=r"weight of crps_fair is 10 and 9\.999999992"):
+        compare(a, with_column(b, "sum_w", weight))
+    compare(a, with_column(b, "sum_w", np.full(60, 10 * (1 + 1e-15))))
+    # A statistic with a weight of its own on one side only.
+    own = with_column(b, "mse_mean.w", np.full(60, 9.0))
+    compare(a, own)
+    with pytest.raises(ValueError, match="weight of mse_mean is 10 and 9"):
+        compare(a, own, "rmse")
+    # Without a weight of its own in a row, it is the one of all scored points.
+    holes = np.where(np.arange(60) < 30, np.nan, 10.0)
+    column = pa.array(holes, from_pandas=True)
+    compare(a, replace(b, table=b.table.append_column("mse_mean.w", column)), "rmse")
+    compare(a, with_column(b, "mse_mean.w", np.full(60, 10.0)), "rmse")
+
+
+def test_cells_with_different_gaps_are_what_they_are_alone() -> None:
+    rng = np.random.default_rng(3)
+    cells = {(c, r, lead): series(k) for k, (c, r, lead) in enumerate(np.ndindex(3, 2, 3))}
+    named = {(f"c{c}", f"r{r}", lead + 1): x.copy() for (c, r, lead), x in cells.items()}
+    for k, x in enumerate(named.values()):
+        if k % 3:
+            x[rng.integers(60, size=k)] = np.nan
+    # As many gaps as the cell before, at other starts.
+    named["c0", "r1", 1][:] = series(50)
+    named["c0", "r1", 1][[3, 30]] = np.nan
+    named["c0", "r0", 1][:] = series(51)
+    named["c0", "r0", 1][[4, 9]] = np.nan
+    other = {key: x + 0.1 * rng.standard_normal(60) for key, x in named.items()}
+    a, b = (make(m, {k: {"mse_mean": x} for k, x in d.items()}) for m, d in (("a", named), ("b", other)))
+    card = compare(a, b, "rmse")
+    assert [(c.channel, c.region, c.lead_time // DAY) for c in card.cells] == sorted(named)
+    for cell in card.cells:
+        alone = compare(
+            a, b, "rmse", channels=[cell.channel], regions=[cell.region], lead_times=[cell.lead_time]
+        ).cells[0]
+        assert cell.n == alone.n == np.isfinite(named[cell.channel, cell.region, cell.lead_time // DAY]).sum()
+        for name in ("score_a", "difference", "stderr", "p_geer", "p_value", "low"):
+            assert getattr(cell, name) == pytest.approx(getattr(alone, name), rel=1e-11)
+        assert cell.notes == alone.notes
+
+
+def test_a_start_that_lacks_one_of_several_statistics_is_dropped_and_counted() -> None:
+    mse, variance = series(1), series(2)
+    holes = variance.copy()
+    holes[:4] = np.nan
+    a = make("a", {("z500", "nh", 1): {"mse_mean": mse, "variance": holes}})
+    b = make("b", {("z500", "nh", 1): {"mse_mean": mse, "variance": variance}})
+    [cell] = compare(a, b, SpreadSkill("raw")).cells
+    assert (cell.n, cell.n_dropped) == (56, 4)
+    assert cell.score_b == pytest.approx(np.sqrt(variance[4:].mean() / mse[4:].mean()))
+
+
+def test_samples_can_be_the_same_at_all_lead_times() -> None:
+    def holey(model: str, seed: int) -> Records:
+        cells = {("z500", "nh", lead): {"crps_fair": series(seed + lead)} for lead in (1, 2, 4)}
+        cells["z500", "nh", 2]["crps_fair"][10] = np.nan
+        cells["z500", "nh", 4]["crps_fair"][50:] = np.nan
+        return make(model, cells)
+
+    a, b = holey("a", 1), holey("b", 5)
+    assert [cell.n for cell in compare(a, b).cells] == [60, 59, 50]
+    starts = compare(a, b, sample="starts")
+    assert [cell.n for cell in starts.cells] == [49, 49, 49]
+    keep = np.delete(np.arange(50), 10)
+    assert starts.cells[0].score_a == pytest.approx(series(2)[keep].mean())
+    # Valid days after the first start: 1..60, 2..61 without 12, 4..53; shared are 4..53 without 12.
+    valid = compare(a, b, sample="valid")
+    assert [cell.n for cell in valid.cells] == [49, 49, 49]
+    days = np.delete(np.arange(4, 54), 8)
+    for cell, lead in zip(valid.cells, (1, 2, 4), strict=True):
+        assert cell.score_a == pytest.approx(series(1 + lead)[days - lead].mean())
+    assert valid.settings()["sample"] == "the same valid times at all lead times"
+
+
+def test_starts_can_be_restricted_to_months() -> None:
+    a, b = series(1, 400), series(2, 400)
+    cells = ({("z500", "nh", 1): {"crps_fair": x}} for x in (a, b))
+    got = compare(*(make(m, c) for m, c in zip("ab", cells, strict=True)), months=(12, 1, 2))
+    days = START.astype("datetime64[D]") + np.arange(400)
+    winter = np.isin(days.astype("datetime64[M]").astype(int) % 12 + 1, (12, 1, 2))
+    [cell] = got.cells
+    assert cell.n == winter.sum() == 59 + 66
+    assert cell.score_a == pytest.approx(a[winter].mean())
+    assert cell.notes == ("irregular spacing",)
+    assert got.settings()["months of starts"] == "1 2 12"
+
+
+def test_an_older_baseline_is_compared_at_equal_valid_time() -> None:
+    one = {("z500", "nh", lead): {"crps_fair": series(lead)} for lead in (1, 2)}
+    two = {("z500", "nh", lead): {"crps_fair": series(10 + lead)} for lead in (1, 2, 3)}
+    got = compare(make("a", one), make("b", two), lag=DAY)
+    assert [cell.lead_time // DAY for cell in got.cells] == [1, 2]
+    for cell, lead in zip(got.cells, (1, 2), strict=True):
+        # b started on day t - 1 with a lead time one day longer.
+        expected = series(lead)[1:] - series(10 + lead + 1)[:-1]
+        assert cell.n == 59
+        assert cell.difference == pytest.approx(expected.mean())
+        assert cell.p_ewc == pytest.approx(paired_test(expected, method="ewc").p_value)
+    assert got.settings()["pairing"] == "b started 24 h earlier, same valid time"
+
+
+def test_the_bias_of_both_is_that_of_the_paired_starts() -> None:
+    error = np.random.default_rng(4).standard_normal(60)
+    score = series(1)
+    score[:5] = np.nan
+    a = make("a", {("z500", "nh", 1): {"crps_fair": score, "error_mean": error}})
+    b = make("b", {("z500", "nh", 1): {"crps_fair": series(2), "error_mean": 2 * error}})
+    [cell] = compare(a, b).cells
+    assert cell.bias_a == pytest.approx(error[5:].mean())
+    assert cell.bias_b == pytest.approx(2 * error[5:].mean())
+
+
+def test_the_first_days_against_the_own_analysis_are_marked() -> None:
+    cells = {("z500", "nh", lead): {"crps_fair": series(lead)} for lead in (1, 2, 3)}
+    a, b, c = make("a", cells), make("b", cells), make("c", cells)
+    a = replace(a, conventions=replace(a.conventions, truth_models=("a",)))
+    got = compare(a, b)
+    assert ["own analysis" in cell.notes for cell in got.cells] == [True, False, False]
+    assert "that of a" in got.settings()["own analysis"]
+    assert not any("own analysis" in cell.notes for cell in compare(b, c).cells)
+    assert "own analysis" not in compare(b, c).settings()
+    assert a.merge(b).conventions.truth_models == ("a",)
+    assert a.conventions.digest == b.conventions.digest
+
+
+def test_scores_near_their_target_say_that_their_loss_has_a_kink() -> None:
+    noise = np.random.default_rng(5).standard_normal(60)
+    near, far = ({("z500", "nh", 1): {"error_mean": noise + shift}} for shift in (0.0, 5.0))
+    assert "near its target" in compare(make("a", near), make("b", far), "bias").cells[0].notes
+    both = compare(make("a", far), make("b", {("z500", "nh", 1): {"error_mean": 7 + noise[::-1]}}), "bias")
+    assert "near its target" not in both.cells[0].notes
+
+
+def test_scores_averaged_by_weight_are_those_of_all_points() -> None:
+    weight = np.r_[np.full(30, 10.0), np.full(30, 4.0)]
+    a, b = (make(m, {("z500", "nh", 1): {"mse_mean": series(k)}}) for k, m in ((1, "a"), (2, "b")))
+    a, b = with_column(a, "sum_w", weight), with_column(b, "sum_w", weight)
+    [cell] = compare(a, b, "rmse", average="weights", method="iid").cells
+    assert cell.score_a == pytest.approx(np.sqrt(np.average(series(1), weights=weight)))
+    assert cell.score_a == pytest.approx(float(scores(a, ["rmse"], average="weights")["rmse"].item()))
+    left_out = []
+    for t in range(60):
+        w, x, y = (np.delete(z, t) for z in (weight, series(1), series(2)))
+        left_out.append(np.sqrt(np.average(x, weights=w)) - np.sqrt(np.average(y, weights=w)))
+    assert cell.stderr == pytest.approx(np.std(left_out) * np.sqrt(59), rel=0.03)
+
+
+def test_bootstrap_draws_the_same_starts_for_both_models() -> None:
+    x, y = series(1), series(2)
+    a, b = (make(m, {("z500", "nh", 1): {"mse_mean": z}}) for z, m in ((x, "a"), (y, "b")))
+    [cell] = compare(a, b, "rmse", method="bootstrap", seed=7, resamples=300, block=4).cells
+    index = bootstrap_index(60, 300, 4.0, np.random.default_rng(7))
+    drawn = np.sqrt(x[index].mean(axis=1)) - np.sqrt(y[index].mean(axis=1))
+    assert cell.stderr == pytest.approx(drawn.std(ddof=1))
+    assert (cell.low, cell.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    away = np.abs(drawn - cell.difference) >= abs(cell.difference)
+    assert cell.p_value == (1 + away.sum()) / 301
+    assert cell.p_ewc == compare(a, b, "rmse", method="ewc").cells[0].p_value
+    again = compare(a, b, "rmse", method="bootstrap", seed=7, resamples=300, block=4)
+    assert replace(again.cells[0], df=0.0) == replace(cell, df=0.0)
+    assert "300 resamples of blocks of 4 starts, seed 7" in again.settings()["resampling"]
+    with pytest.raises(ValueError, match="needs a seed"):
+        compare(a, b, method="bootstrap")
+    with pytest.raises(ValueError, match="needs a seed, and no other"):
+        compare(a, b, seed=3)
+
+
+def test_diebold_mariano_reaches_as_far_as_the_lead_time() -> None:
+    a, b = (make(m, {("z500", "nh", 3): {"crps_fair": series(k)}}) for k, m in ((1, "a"), (2, "b")))
+    for method in ("hln", "hg"):
+        [cell] = compare(a, b, method=method).cells  # type: ignore[arg-type]
+        expected = paired_test(series(1) - series(2), method=method, horizon=3)  # type: ignore[arg-type]
+        assert cell.p_value == pytest.approx(expected.p_value, rel=1e-10)
+    slow = [make(m, {("z500", "nh", 3): {"crps_fair": series(k)}}, step=2) for k, m in ((1, "a"), (2, "b"))]
+    expected = paired_test(series(1) - series(2), method="hln", horizon=2)
+    assert compare(*slow, method="hln").cells[0].p_value == pytest.approx(expected.p_value, rel=1e-10)
+    a, b = (make(m, {("z500", "nh", 9): {"crps_fair": series(k, 8)}}) for k, m in ((1, "a"), (2, "b")))
+    [cell] = compare(a, b, method="hln").cells
+    assert np.isnan(cell.p_value)
+    assert cell.notes == ("lead time beyond the sample",)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    cell = {("z500", "nh", 1): {"crps_fair": series(1)}}
+    a, b = make("a", cell), make("b", cell)
+    for wrong, message in (
+        ({"sample": "all"}, "sample must be one of"),
+        ({"months": [13]}, "months must be numbers"),
+        ({"months": []}, "months must be numbers"),
+        ({"lag": -DAY}, "lag must be positive"),
+        ({"average": "area"}, "average must be"),
+        ({"method": "dm"}, "method must be one of"),
+        ({"months": [7]}, "share 0 scored starts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(a, b, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="need models other than the baseline 'a'"):
+        compare_models(a, "a")
+
+
+def test_intervals_of_scores_are_those_of_their_series() -> None:
+    short = {("z500", "nh", 1): {"mse_mean": series(1), "crps_fair": series(3)}}
+    short["z500", "nh", 2] = {"mse_mean": series(2, 1), "crps_fair": series(4, 1)}
+    records = make("a", short)
+    got = score_intervals(records, ["crps_fair", "rmse"], method="iid", level=0.9)
+    xr_scores = scores(records, ["crps_fair", "rmse"])
+    one = got.isel(lead_time=0).squeeze()
+    expected = paired_test(series(3), method="iid")
+    assert (float(one["crps_fair_low"]), float(one["crps_fair_high"])) == pytest.approx(
+        expected.interval(0.9)
+    )
+    assert float(one["crps_fair_stderr"]) == pytest.approx(expected.stderr)
+    np.testing.assert_allclose(got["rmse"].isel(lead_time=0), xr_scores["rmse"].isel(lead_time=0), rtol=1e-14)
+    assert float(one["rmse_stderr"]) == pytest.approx(
+        paired_test(series(1), method="iid").stderr / (2 * np.sqrt(series(1).mean()))
+    )
+    assert np.isnan(got["rmse_low"].isel(lead_time=1)).all()
+    assert got["rmse"].attrs == {"goal": "low", "unit": "channel", "method": "iid", "level": 0.9}
+    assert got["rmse"].dims == ("model", "channel", "region", "lead_time")

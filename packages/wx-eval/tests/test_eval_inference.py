@@ -1,11 +1,16 @@
 """Tests of means of correlated series: closed forms, coverage and reproducibility."""
 
+from itertools import pairwise
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from wx_eval import benjamini_hochberg, paired_test, stationary_bootstrap
-from wx_eval._inference import automatic_block_length, sidak
+from wx_eval._bootstrap import automatic_block_length, bootstrap_counts, bootstrap_index, resampled
+from wx_eval._inference import Method, mean_tests
+from wx_eval._multiplicity import adjusted, benjamini_yekutieli, holm, sidak
 
 
 def ar1(rho: float, length: int, series: int, seed: int) -> np.ndarray:
@@ -43,6 +48,78 @@ def test_cosine_estimator_matches_its_definition() -> None:
     got = paired_test(d, method="ewc")
     assert got.df == v == 5
     assert got.stderr == pytest.approx(np.sqrt(np.mean(np.square(cosines)) / 50), rel=1e-12)
+
+
+def test_corrected_cosine_estimator_matches_its_definition() -> None:
+    n = 50
+    d = ar1(0.5, n, 1, 1)[0] + 0.2
+    a = d - d.mean()
+    r1 = (a[1:] * a[:-1]).sum() / (a**2).sum()
+    rho = (n * r1 + 1) / (n - 4)
+    total = 0.0
+    for j in range(1, 6):
+        cosine = np.sqrt(2 / n) * sum(a[t] * np.cos(np.pi * j * (t + 0.5) / n) for t in range(n))
+        spectrum = 1 / abs(1 - rho * np.exp(1j * np.pi * j / n)) ** 2
+        total += cosine**2 / (spectrum * (1 - rho) ** 2) / 5
+    got = paired_test(d, method="ewc_ar1")
+    assert got.df == 5
+    assert got.stderr == pytest.approx(np.sqrt(total / n), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_many_series_at_once_give_the_results_of_each(method: Method) -> None:
+    d = ar1(0.5, 60, 7, 20) + 0.1
+    d[3] = 0.25
+    many = mean_tests(d.T.copy(), method, 3)
+    for k, one in enumerate(d):
+        got = paired_test(one, method=method, horizon=3)
+        for name in ("mean", "stderr", "p_value", "inflation", "n_effective"):
+            assert getattr(got, name) == pytest.approx(
+                getattr(many, name)[k], rel=1e-11, abs=1e-300, nan_ok=True
+            )
+        assert got.notes == many.notes(k, True)
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_diebold_mariano_of_harvey_matches_its_equations(horizon: int) -> None:
+    d = ar1(0.4, 40, 1, 21)[0] + 0.3
+    n, h = d.size, horizon
+    gamma = [sum((d[t] - d.mean()) * (d[t - k] - d.mean()) for t in range(k, n)) / n for k in range(h)]
+    plain = d.mean() / np.sqrt((gamma[0] + 2 * sum(gamma[1:])) / n)
+    modified = plain * np.sqrt((n + 1 - 2 * h + h * (h - 1) / n) / n)
+    got = paired_test(d, method="hln", horizon=h)
+    assert got.mean / got.stderr == pytest.approx(modified, rel=1e-12)
+    assert got.p_value == pytest.approx(2 * stats.t.sf(abs(modified), n - 1), rel=1e-11)
+    if h == 1:
+        assert got.p_value == pytest.approx(paired_test(d, method="iid").p_value, rel=1e-11)
+
+
+def test_diebold_mariano_without_a_positive_variance_is_no_test() -> None:
+    d = np.tile([1.0, -1.0], 20) + 0.01
+    got = paired_test(d, method="hln", horizon=2)
+    assert np.isnan(got.p_value)
+    assert got.notes == ("no estimate of the standard error",)
+
+
+@pytest.mark.parametrize(("rho", "length"), [(0.6, 40), (0.6, 201), (0.9, 120), (-0.4, 60)])
+def test_exponential_fit_of_hering_is_the_least_squares_one(rho: float, length: int) -> None:
+    d = ar1(rho, length, 1, 22)[0] + 0.5
+    a = d - d.mean()
+    size = (length - 1) // 2
+    c = np.array([a[k:] @ a[: length - k] for k in range(size)]) / length
+
+    def cost(x: float) -> tuple[float, float]:
+        power = x ** np.arange(size)
+        scale = max((c @ power) / (power @ power), 0)
+        return float(((c - scale * power) ** 2).sum()), scale
+
+    grid = np.linspace(0, 0.9999, 20001)
+    best = min(grid, key=lambda x: cost(x)[0])
+    fine = np.linspace(max(best - 1e-4, 0), best + 1e-4, 20001)
+    x = min(fine, key=lambda y: cost(y)[0])
+    variance = cost(x)[1] * (1 + 2 * (x ** np.arange(1, length)).sum())
+    got = paired_test(d, method="hg")
+    assert got.stderr == pytest.approx(np.sqrt(variance / length), rel=1e-4)
 
 
 @pytest.mark.parametrize("rho", [0.3, 0.6])
@@ -84,11 +161,54 @@ def test_notes_say_what_limits_trust() -> None:
     assert "constant difference" in paired_test(np.full(5, 0.1)).notes
 
 
+@pytest.mark.parametrize("method", get_args(Method))
+def test_short_and_extreme_series_have_finite_results_or_say_so(method: Method) -> None:
+    rng = np.random.default_rng(30)
+    cases = [
+        *(rng.standard_normal(n) for n in (2, 3, 4, 5, 8, 9, 12)),
+        np.arange(40.0),  # a trend: no mean to speak of
+        np.cumsum(rng.standard_normal(60)),
+        np.tile([1.0, -1.0], 15),
+        np.r_[np.zeros(39), 1.0],
+        np.r_[1.0, np.zeros(39)],
+        1e8 + rng.standard_normal(50),
+        1e-200 * rng.standard_normal(50),
+        np.r_[rng.standard_normal(49), 1e9],
+    ]
+    for d in cases:
+        got = paired_test(d, method=method)
+        if np.isnan(got.stderr):
+            assert "no estimate of the standard error" in got.notes
+        else:
+            assert got.stderr >= 0
+            assert 0 <= got.p_value <= 1
+            assert np.isfinite([got.inflation, got.df]).all()
+
+
+def test_a_trend_is_far_from_independent_and_says_so() -> None:
+    for method in ("geer", "ewc", "ewc_ar1"):
+        got = paired_test(np.arange(60.0) - 20, method=method)  # type: ignore[arg-type]
+        assert got.n_effective < 10
+        assert "few effective starts" in got.notes
+
+
+def test_differences_that_alternate_are_known_better_than_independent_ones() -> None:
+    # For AR(1) with rho = -0.5 the standard error is sqrt(1 / 3) of the independent one.
+    d = ar1(-0.5, 4000, 1, 31)[0]
+    for method in ("geer", "ewc_ar1"):
+        assert paired_test(d, method=method).inflation == pytest.approx(np.sqrt(1 / 3), rel=0.2)  # type: ignore[arg-type]
+
+
 def test_too_little_data_and_unknown_methods_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         paired_test([1.0, np.nan])
     with pytest.raises(ValueError, match="method must be one of"):
         paired_test([1.0, 2.0], method="hac")  # type: ignore[arg-type]
+    for horizon in (0, 3):
+        with pytest.raises(ValueError, match="horizon must lie between 1 and the number of pairs 3 less 1"):
+            paired_test([1.0, 2.0, 4.0], method="hln", horizon=horizon)
+    with pytest.raises(ValueError, match="correction must be one of"):
+        adjusted([0.1], "bonferroni")  # type: ignore[arg-type]
 
 
 def test_benjamini_hochberg_matches_scipy_and_skips_missing_tests() -> None:
@@ -104,6 +224,36 @@ def test_benjamini_hochberg_controls_the_card_under_the_null() -> None:
     p = np.random.default_rng(7).random((1000, 60))
     any_hit = np.array([(benjamini_hochberg(row) < 0.05).any() for row in p]).mean()
     assert abs(any_hit - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_benjamini_yekutieli_matches_scipy_and_skips_missing_tests() -> None:
+    p = np.random.default_rng(6).random(50) ** 3
+    expected = stats.false_discovery_control(p, method="by")
+    np.testing.assert_allclose(benjamini_yekutieli(p), expected, rtol=1e-13)
+    np.testing.assert_allclose(benjamini_yekutieli([*p, np.nan])[:-1], expected, rtol=1e-13)
+
+
+def test_holm_rejects_step_by_step() -> None:
+    p = np.random.default_rng(8).random(40) ** 4
+    got = holm(p)
+    for alpha in (0.01, 0.05, 0.3, 0.9):
+        rejected = np.zeros(40, bool)
+        for step, k in enumerate(np.argsort(p)):
+            if p[k] * (40 - step) >= alpha:
+                break
+            rejected[k] = True
+        assert ((got < alpha) == rejected).all()
+    assert (got >= p).all()
+    assert holm([0.021, 0.02]).tolist() == [0.04, 0.04]
+    assert np.isnan(holm([0.1, np.nan])[1])
+    assert holm([0.1, np.nan])[0] == 0.1
+
+
+def test_corrections_are_ordered_by_what_they_promise() -> None:
+    p = np.random.default_rng(9).random(30) ** 2
+    chain = [adjusted(p, c) for c in ("none", "benjamini-hochberg", "holm")]  # type: ignore[arg-type]
+    assert all((a <= b).all() for a, b in pairwise(chain))
+    assert adjusted([], "sidak").size == 0
 
 
 def test_sidak_is_the_chance_of_any_hit_without_loss_of_digits() -> None:
@@ -143,3 +293,25 @@ def test_bootstrap_refuses_gaps() -> None:
         stationary_bootstrap([1.0, np.nan, 2.0], seed=0)
     with pytest.raises(ValueError, match="block must be at least 1"):
         stationary_bootstrap([1.0, 2.0], seed=0, block=0.5)
+    for settings in ({"resamples": 0}, {"level": 1.0}):
+        with pytest.raises(ValueError, match="must"):
+            stationary_bootstrap([1.0, 2.0, 4.0], seed=0, **settings)  # type: ignore[arg-type]
+
+
+def test_resampled_values_are_those_of_the_resampled_starts() -> None:
+    rng = np.random.default_rng(40)
+    x, v, w = rng.random((30, 4)), rng.random((30, 4, 3)), rng.random((30, 4))
+
+    def value(means):  # type: ignore[no-untyped-def]
+        return np.sqrt(means["x"]) + means["v"].max(axis=-1)
+
+    counts = bootstrap_counts(30, 50, 3.0, seed=2)
+    index = bootstrap_index(30, 50, 3.0, np.random.default_rng(2))
+    for weights in (None, {"x": w, "v": w}):
+        got = resampled(value, {"x": x, "v": v}, counts, weights)
+        u = np.ones_like(w) if weights is None else w
+        for b in (0, 17, 49):
+            t = index[b]
+            mean_x = np.average(x[t], axis=0, weights=u[t])
+            mean_v = np.average(v[t], axis=0, weights=np.repeat(u[t][..., None], 3, axis=-1))
+            np.testing.assert_allclose(got[b], np.sqrt(mean_x) + mean_v.max(axis=-1), rtol=1e-13)

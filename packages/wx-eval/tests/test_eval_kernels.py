@@ -1,7 +1,11 @@
 """Ensemble statistics against definitions in float64, closed forms and a peer."""
 
+import sys
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wx_eval import ensemble_statistics
 
@@ -84,7 +88,7 @@ def test_a_point_does_not_depend_on_its_tile_bit_for_bit(dtype: type) -> None:
     rng = np.random.default_rng(5)
     x, y = normal(rng, 9, 40000, dtype=dtype), normal(rng, 40000, dtype=dtype)
     whole = ensemble_statistics(x, y)
-    for part in (slice(0, 1), slice(16383, 16390), slice(3, 39999)):
+    for part in (slice(0, 1), slice(32765, 32772), slice(3, 39999)):
         alone = ensemble_statistics(x[:, part], y[part])
         for name in ("skill", "pair_sum", "error", "variance"):
             np.testing.assert_array_equal(getattr(alone, name), getattr(whole, name)[part], err_msg=name)
@@ -139,3 +143,82 @@ def test_scoringrules_agrees_on_both_estimators() -> None:
     for name, estimator in {"crps_fair": "fair", "crps_biased": "nrg"}.items():
         expected = peer.crps_ensemble(y, x, m_axis=0, estimator=estimator, backend="numpy")
         np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=1e-13)
+
+
+FIELDS = ("skill", "pair_sum", "error", "variance", "below", "equal", "crps_fair", "crps_biased")
+
+
+def coarse(members: int, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    """Ensembles with ties, a missing truth and an infinite member, on more points than a compiled tile."""
+    rng = np.random.default_rng(members)
+    x = np.round(normal(rng, members, 3, 1000), 2).astype(dtype)
+    y = np.round(normal(rng, 3, 1000), 2).astype(dtype)
+    y[1, 7], x[0, 2, 9] = np.nan, np.inf
+    return x, y
+
+
+@pytest.mark.parametrize("members", [2, 3, 8, 50, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_compiled_kernel_gives_the_same_statistics(members: int, dtype: type) -> None:
+    pytest.importorskip("numba", reason="numba is not installed: the compiled kernel is not tested")
+    x, y = coarse(members, dtype)
+    expected = ensemble_statistics(x, y, ranks=True)
+    got = ensemble_statistics(x, y, ranks=True, kernel="numba")
+    digits = 1e-12 if dtype is np.float64 else 2e-5
+    for name in FIELDS:
+        a, b = getattr(got, name), getattr(expected, name)
+        assert a.dtype == b.dtype
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=name)
+        np.testing.assert_allclose(a[finite], b[finite], rtol=digits, atol=digits, err_msg=name)
+    strided = ensemble_statistics(x[:, ::-1], y[::-1], kernel="numba").pair_sum[::-1]
+    np.testing.assert_array_equal(strided, got.pair_sum)
+
+
+def test_a_kernel_that_is_unknown_or_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match='kernel must be "numpy" or "numba"'):
+        ensemble_statistics(np.zeros((2, 3)), np.zeros(3), kernel="cuda")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "wx_eval._kernels_numba", raising=False)
+    with pytest.raises(ImportError, match=r"wx-eval\[fast\]"):
+        ensemble_statistics(np.zeros((2, 3)), np.zeros(3), kernel="numba")
+
+
+@pytest.mark.parametrize("members", [1, 2, 3, 8, 50, 300])
+def test_tensors_give_the_same_statistics_on_their_device(members: int) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: its kernel is not tested")
+    x, y = coarse(members)
+    expected = ensemble_statistics(x, y, ranks=True)
+    for device in ["cpu", *["cuda"] * torch.cuda.is_available()]:
+        tensor = torch.tensor(x, device=device, requires_grad=True)
+        got = ensemble_statistics(tensor, torch.tensor(y, device=device), ranks=True)
+        assert got.skill.device.type == device
+        assert not got.skill.requires_grad
+        for name in FIELDS if members > 1 else FIELDS[:-2]:
+            a, b = getattr(got, name).cpu().numpy(), getattr(expected, name)
+            finite = np.isfinite(b)
+            np.testing.assert_array_equal(np.isfinite(a), finite, err_msg=name)
+            np.testing.assert_allclose(a[finite], b[finite], rtol=1e-12, atol=1e-12, err_msg=name)
+            np.testing.assert_array_equal(np.asarray(getattr(got.to_numpy(), name)), getattr(got, name).cpu())
+    with pytest.raises(ValueError, match="values must have shape"):
+        ensemble_statistics(torch.zeros(2, 5), torch.zeros(4))
+
+
+def test_float32_tensors_agree_with_float64_within_2e_8() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: its kernel is not tested")
+    rng = np.random.default_rng(8)
+    x = (5.5e4 + 300 * normal(rng, 50, 30000)).astype(np.float32)
+    y = (5.5e4 + 300 * normal(rng, 30000)).astype(np.float32)
+    got = ensemble_statistics(torch.from_numpy(x), torch.from_numpy(y)).crps_fair.mean().item()
+    assert got == pytest.approx(
+        ensemble_statistics(x.astype(float), y.astype(float)).crps_fair.mean(), rel=2e-8
+    )
+
+
+@given(st.integers(2, 40), st.integers(0, 2**32 - 1), st.sampled_from([np.float32, np.float64]))
+@settings(max_examples=60, deadline=None)
+def test_the_network_sorts_any_number_of_members(members: int, seed: int, dtype: type) -> None:
+    # Small integers: every sum is exact, so the two forms of the pair sum are equal to the last bit.
+    x = np.random.default_rng(seed).integers(-50, 50, (members, 30)).astype(dtype)
+    pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / 2
+    np.testing.assert_array_equal(ensemble_statistics(x, np.zeros(30, dtype)).pair_sum, pairs)

@@ -2,8 +2,11 @@
 
 import base64
 import io
+import re
 import struct
+import xml.etree.ElementTree as ET
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,14 +16,28 @@ import xarray as xr
 
 import wx_eval
 from wx_eval import Chunk, Map, Records, Report, compare, evaluate, scores
-from wx_eval._charts import class_colour, nice_ticks
-from wx_eval._raster import _magnify, contour, data_uri, palette
+from wx_eval._card import class_colour, class_ink, metric_title, scorecard, unit_text
+from wx_eval._charts import nice_ticks
+from wx_eval._compare import Comparison
+from wx_eval._event_scores import AUC, EventFrequencies
+from wx_eval._figure import Figure, Lines, Rect, Text, arranged, contrast, fitted, hatching, text_width
+from wx_eval._intervals import score_intervals
+from wx_eval._raster import _magnify, contour, data_uri, earth_coasts, palette
+from wx_eval._spectra import Coherence, PowerSpectrum, SpectralRatio
 
-METRICS = (*wx_eval.STANDARD_METRICS, wx_eval.RankHistogram())
+METRICS = (
+    *wx_eval.STANDARD_METRICS,
+    wx_eval.RankHistogram(),
+    PowerSpectrum(),
+    PowerSpectrum(of="truth"),
+    SpectralRatio(),
+    Coherence(),
+    EventFrequencies({"t850": 1.0}),
+)
 LAT, LON = np.linspace(90, -90, 9), np.arange(0, 360, 22.5)
 START = np.datetime64("2021-01-01T00", "ns")
 DAY = np.timedelta64(1, "D")
-VOID = {"meta", "br", "img"}
+VOID = {"meta", "br", "img", "link"}
 
 
 class Strict(HTMLParser):
@@ -53,7 +70,9 @@ class Strict(HTMLParser):
         self.words += data
 
 
-def records(model: str, error: float, members: int = 6) -> Records:
+def records(
+    model: str, error: float, members: int = 6, metrics: tuple = METRICS, truth_models: tuple = ()
+) -> Records:
     rng = np.random.default_rng(0)
     times = START + DAY * np.arange(12)
     dims = ("time", "channel", "latitude", "longitude")
@@ -66,12 +85,23 @@ def records(model: str, error: float, members: int = 6) -> Records:
         return Chunk(init_time=times[i], lead_time=lead * DAY, channels=("t850", "tp"), values=values)
 
     chunks = [chunk(i, lead) for i in range(9) for lead in (1, 2, 3)]
-    return evaluate(chunks, truth, model=model, metrics=METRICS)
+    found = evaluate(chunks, truth, model=model, metrics=metrics)
+    return Records(found.table, replace(found.conventions, truth_models=truth_models), found.metrics)
 
 
 @pytest.fixture(scope="module")
-def page() -> str:
-    a, b = records("a <new>", 0.8), records("b", 1.0)
+def pair() -> tuple[Records, Records]:
+    return records("a <new>", 0.8), records("b", 1.0)
+
+
+@pytest.fixture(scope="module")
+def card(pair: tuple[Records, Records]) -> Comparison:
+    return compare(*pair, ["crps_fair", "spread_skill_debiased"])
+
+
+@pytest.fixture(scope="module")
+def page(pair: tuple[Records, Records]) -> str:
+    a, b = pair
     both = scores(a.merge(b))
     field = np.add.outer(LAT, LON)
     return (
@@ -96,10 +126,11 @@ def page() -> str:
 def test_the_page_is_well_formed_and_needs_nothing_else(page: str) -> None:
     parsed = Strict(page)
     assert parsed.counts["section"] == 11
-    assert "script" not in parsed.counts
-    assert "link" not in parsed.counts
-    assert all(r.startswith(("#s", "data:image/png;base64,")) for r in parsed.references)
-    assert "nan" not in page.lower().replace("finance", "")
+    assert parsed.counts["script"] == parsed.counts["link"] == 1
+    assert '<link rel="icon" href="data:,">' in page
+    assert all(r.startswith(("#s", "data:,", "data:image/png;base64,")) for r in parsed.references)
+    assert not re.search(r"url\(|@import|fetch|XMLHttp", page)
+    assert "nan" not in page.split("<script>")[0].lower()
 
 
 def test_text_is_escaped(page: str) -> None:
@@ -118,6 +149,12 @@ def test_the_card_states_what_a_reader_must_know(page: str) -> None:
         "benjamini-hochberg over 24 tests",
         "expected false positives",
         "1.2 before the correction",
+        "effective starts",
+        "inflation of standard errors",
+        "crps_fair: fair",
+        "Bias of b, forecast minus truth",
+        "8 cells have lead times below 2 days",
+        "24 of 24 cells have fewer than 30 effective starts",
         "Region nh; a <new>: 9 starts, 6 members",
     ):
         assert text in words
@@ -170,11 +207,247 @@ def test_contours_run_where_the_field_crosses() -> None:
     assert len(segments) == 4
 
 
+def test_a_cell_shows_its_size_sign_significance_and_scores(card: Comparison) -> None:
+    figure = scorecard(card)
+    boxes = [m for m in figure.marks if isinstance(m, Rect) and m.title]
+    assert len(boxes) == len(card.cells)
+    for cell in card.cells:
+        start = f"{cell.channel}, {cell.region}, {cell.lead_time // DAY} d: {metric_title(cell.metric)}\n"
+        [box] = [b for b in boxes if b.title.startswith(start)]
+        unit = {"t850": "K", "tp": "m"}[cell.channel] if cell.metric == "crps_fair" else ""
+        assert f"b {cell.score_b:.4g} {unit}".strip() in box.title
+        inside = [m for m in figure.marks if isinstance(m, Lines | Text) and _within(m, box)]
+        [text] = [m for m in inside if isinstance(m, Text)]
+        per_cent = 100 * (abs(cell.difference) / abs(_loss(cell)))
+        assert float(text.text) == pytest.approx(per_cent, abs=0.05 if per_cent < 9.95 else 0.5)
+        [triangle] = [m for m in inside if isinstance(m, Lines) and len(m.runs) == 1]
+        assert bool(triangle.fill) == cell.significant
+        tip, *base = triangle.runs[0][2:3], *triangle.runs[0][:2]
+        assert (tip[0][1] < base[0][1]) == (cell.difference <= 0)
+        assert box.fill == class_colour(-per_cent if cell.difference > 0 else per_cent)
+        assert any(isinstance(m, Lines) and len(m.runs) > 2 for m in inside)  # 9 starts: hatched
+
+
+def _within(mark: Lines | Text, box: Rect) -> bool:
+    points = [(mark.x, mark.y)] if isinstance(mark, Text) else [p for run in mark.runs for p in run]
+    return bool(points) and all(
+        box.x - 0.1 <= x <= box.x + box.width + 0.1 and box.y - 0.1 <= y <= box.y + box.height + 0.1
+        for x, y in points
+    )
+
+
+def _loss(cell: object) -> float:
+    """Loss of the baseline, from its score."""
+    return abs(cell.score_b - 1) if "spread_skill" in cell.metric else cell.score_b  # type: ignore[attr-defined]
+
+
+def test_only_doubtful_and_untested_cells_are_hatched(card: Comparison) -> None:
+    def hatched(**changes: object) -> int:
+        cells = tuple(replace(cell, **{"n": 99, "n_effective": 99.0, **changes}) for cell in card.cells)
+        marks = scorecard(replace(card, cells=cells)).marks
+        return sum(isinstance(m, Lines) and not m.fill and len(m.runs) > 2 for m in marks)
+
+    key = hatched()
+    assert hatched(n=29) == key + len(card.cells)
+    assert hatched(n_effective=29.9) == key + len(card.cells)
+    assert hatched(notes=("own analysis",)) == key + len(card.cells)
+    assert hatched(p_value=np.nan) == key + len(card.cells)
+
+
+def test_more_is_better_where_the_goal_is_high(pair: tuple[Records, Records]) -> None:
+    c = compare(*pair, [AUC({"t850": 1.0})], channels=["t850"], regions=["global"])
+    assert all(cell.score_a > cell.score_b for cell in c.cells)
+    boxes = [m for m in scorecard(c).marks if isinstance(m, Rect) and m.title]
+    for cell, box in zip(c.cells, boxes, strict=True):
+        assert "% better" in box.title
+        assert box.fill == class_colour(100 * (cell.score_a / cell.score_b - 1))
+
+
+def test_the_truth_of_a_model_is_named_and_its_early_cells_hatched() -> None:
+    own = (records("a", 0.8, truth_models=("a",)), records("b", 1.0, truth_models=("a",)))
+    page = Report("t").scorecard("c", compare(*own)).html()
+    assert "The truth is the analysis of a, which favours it in the 8 cells" in page
+
+
+def test_hatching_is_diagonal_and_stays_inside() -> None:
+    lines = np.array(hatching(3, 7, 20, 12, 4))
+    assert len(lines) == 7
+    assert (lines >= [3, 7]).all()
+    assert (lines <= [23, 19]).all()
+    slope = lines[:, 1] - lines[:, 0]
+    np.testing.assert_allclose(slope[:, 0], -slope[:, 1])
+
+
+def test_every_number_on_a_card_can_be_read() -> None:
+    for per_cent in (0, 1.5, 3, 7, 15, 35, 75, -1.5, -3, -7, -15, -35, -75):
+        assert contrast(class_ink(per_cent), class_colour(per_cent)) >= 4.5
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.478, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "channel", "unit"),
+    [
+        ("channel", "K", "K"),
+        ("square", "K", "K²"),
+        ("square", "m s-1", "(m s-1)²"),
+        ("square m", "K", "K² m"),
+        ("square", "", ""),
+        ("1", "K", ""),
+    ],
+)
+def test_units_of_metrics(kind: str, channel: str, unit: str) -> None:
+    assert unit_text(kind, channel) == unit
+
+
+def test_a_page_from_records_alone(pair: tuple[Records, Records]) -> None:
+    both = pair[0].merge(pair[1])
+    report = Report.from_records(both, baseline="b", data="s.parquet", command="wx-eval report s.parquet")
+    parsed = Strict(report.html())
+    for heading in (
+        "a <new> against b",
+        "Fair CRPS",
+        "Spread and error",
+        "Rank histograms",
+        "Power spectra, sphere",
+        "Power over that of the truth: spectral_ratio(members)",
+        "Coherence with the truth: coherence(members)",
+        "Reliability: t850 > 1",
+        "ROC: t850 > 1",
+        "Economic value: t850 > 1",
+        "All 48 rows",
+        "Settings",
+        "Reproduce",
+    ):
+        assert heading in parsed.words, heading
+    assert parsed.references.count("s.parquet") == 1
+    assert (
+        report.html()
+        == Report.from_records(
+            both, baseline="b", data="s.parquet", command="wx-eval report s.parquet"
+        ).html()
+    )
+    table = scores(both)
+    value = float(table["rmse"].sel(model="b", channel="tp", region="nh", lead_time=2 * DAY))
+    assert f"{value:.4g}" in parsed.words
+
+
+def test_a_page_of_one_model_has_no_card(pair: tuple[Records, Records]) -> None:
+    words = Strict(Report.from_records(pair[1]).html()).words
+    assert "Fair CRPS" in words
+    assert "baseline" not in words
+
+
+def test_point_forecasts_are_compared_by_what_exists_for_them() -> None:
+    both = records("a", 0.8, members=1, metrics=wx_eval.STANDARD_METRICS).merge(
+        records("b", 1.0, members=1, metrics=wx_eval.STANDARD_METRICS)
+    )
+    words = Strict(Report.from_records(both).html()).words
+    assert "RMSE of the ensemble mean: b is better than a in 0 of 24 cells" in words
+
+
+def test_a_model_that_cannot_be_compared_is_named(pair: tuple[Records, Records]) -> None:
+    late = pair[0].select(init_time=pair[0].init_times[:1])
+    table = late.table.set_column(0, "model", [["late"] * len(late)])
+    both = pair[0].merge(pair[1], Records(table, late.conventions, late.metrics))
+    words = Strict(Report.from_records(both, baseline="b").html()).words
+    assert "No scorecard of late: " in words
+    assert "a <new> against b" in words
+
+
+def test_an_unknown_baseline_is_refused(pair: tuple[Records, Records]) -> None:
+    with pytest.raises(ValueError, match="no model 'c' in the records"):
+        Report.from_records(pair[0], baseline="c")
+
+
+def test_bands_enclose_their_curves(pair: tuple[Records, Records]) -> None:
+    bands = score_intervals(pair[1], ["rmse"])
+    report = Report("t").curves("RMSE", scores(pair[1]), "rmse", channels=["tp"], bands=bands)
+    [figure] = report.figures.values()
+    [band] = [m for m in figure.marks if isinstance(m, Lines) and m.fill]
+    [line] = [m for m in figure.marks if isinstance(m, Lines) and m.title]
+    [polygon], [run] = band.runs, line.runs
+    low, high = polygon[:3], polygon[:2:-1]
+    for (x0, y0), (x, y), (x1, y1) in zip(low, run, high, strict=True):
+        assert x0 == x == x1
+        assert y1 < y < y0
+    assert "95 % confidence intervals" in report.html()
+
+
+def test_figures_are_exported_as_svg(pair: tuple[Records, Records], tmp_path: Path) -> None:
+    report = Report.from_records(pair[0].merge(pair[1]))
+    files = report.export(tmp_path / "svg")
+    assert len(files) == len(report.figures) == len({f.name for f in files}) > 20
+    for file in files:
+        root = ET.parse(file).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("font-family")
+
+
+def test_figures_are_exported_as_png_and_pdf(card: Comparison, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="PNG and PDF need the extra plot")
+    figure = scorecard(card)
+    content = figure.write(tmp_path / "card.png", dpi=96).read_bytes()
+    assert struct.unpack(">II", content[16:24]) == (int(figure.width), int(figure.height))
+    from matplotlib.image import imread
+
+    image = imread(tmp_path / "card.png")
+    for box in (m for m in figure.marks if isinstance(m, Rect) and m.title):
+        shade = [int(box.fill[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        # Free of text, triangle and hatching: the upper left corner.
+        np.testing.assert_allclose(image[round(box.y) + 1, round(box.x) + 1, :3], shade, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_the_same_figure_is_the_same_file(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="PNG and PDF need the extra plot")
+    marks = (
+        Rect(1, 1, 8, 8, "#123456"),
+        Text(2, 9, "a $b$ <c>"),
+        Lines([[(0, 0), (9, 9)]], "#000000", dash="4 3"),
+    )
+    files = [Figure(60, 20, marks).write(tmp_path / f"{k}.{kind}").read_bytes() for k in range(2)]
+    assert files[0] == files[1]
+    assert b"CreationDate" not in files[0]
+
+
+def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"written as \.svg, \.png or \.pdf, got"):
+        Figure(1, 1, ()).write(tmp_path / "x.jpeg")
+
+
+def test_figures_are_arranged_in_rows() -> None:
+    tile = Figure(100, 40, (Text(1, 2, "x"),))
+    whole = arranged([tile, tile, tile], 250, gap=10)
+    assert (whole.width, whole.height) == (250, 90)
+    assert [(m.x, m.y) for m in whole.marks] == [(1, 2), (111, 2), (1, 52)]  # type: ignore[union-attr]
+
+
+def test_text_is_shortened_to_its_room() -> None:
+    assert fitted("short", 100) == "short"
+    short = fitted("a rather long name of a model", 80)
+    assert short.endswith("…")
+    assert text_width(short) <= 80
+
+
+def test_coasts_of_the_earth_are_where_they_are() -> None:
+    points = np.concatenate(earth_coasts())
+    assert np.abs(points[:, 0]).max() == 180
+    for lon, lat in ((20.0, -34.8), (-5.4, 35.9), (18.4, -34.1), (-68.0, -54.9), (142.5, -10.8)):
+        assert np.hypot(points[:, 0] - lon, points[:, 1] - lat).min() < 1.0
+    # Nothing in the middle of the Pacific, and no line across the map.
+    assert np.hypot(points[:, 0] + 130, points[:, 1] + 30).min() > 10
+    assert max(np.abs(np.diff(line[:, 0])).max() for line in earth_coasts()) < 180
+
+
 def test_colours_follow_sign_and_size() -> None:
     assert class_colour(0.5) == class_colour(-0.99)
     steps = [class_colour(-v) for v in (0, 1, 2, 5, 10, 20, 50)]
     assert len(set(steps)) == 7
-    assert class_colour(7) != class_colour(-7)
+    for per_cent in (1, 3, 7, 15, 35, 75):
+        better, worse = (int(class_colour(sign * per_cent)[1:], 16) for sign in (1, -1))
+        assert better & 255 > better >> 16, "blue"
+        assert worse & 255 < worse >> 16, "orange"
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ._grid import Array, Grid, Vector
-from ._kernels import EnsembleStatistics, ensemble_statistics
+from ._kernels import EnsembleStatistics, Kernel, ensemble_statistics, to_numpy
 
 
 class Case:
     """Members and truth of some channels at some points of a grid, for one init and one lead time.
 
     Args:
-        values: (M, C, N).
+        values: (M, C, N); of a tensor the ensemble statistics are computed on its device.
         truth: (C, N); NaN marks points that are not scored.
         channels: C names.
         grid: the whole grid.
         points: which of its points these are.
         valid_time: of the truth.
         reference: climatological field (C, N) of a name, see `Climatology`.
+        units: C strings, "" where neither side states one.
         ranks: whether `ensemble` holds ranks.
+        kernel: of `ensemble`, see `ensemble_statistics`.
     """
 
     def __init__(
@@ -37,22 +39,32 @@ class Case:
         points: slice,
         valid_time: np.datetime64,
         reference: Callable[[str], Array],
+        units: tuple[str, ...] | None = None,
         ranks: bool = True,
+        kernel: Kernel = "numpy",
     ) -> None:
-        self.values, self.truth, self.channels = values, truth, channels
+        self._values, self.truth, self.channels = values, truth, channels
+        self.units = ("",) * len(channels) if units is None else units
         self.grid, self.points, self.valid_time = grid, points, valid_time
-        self._reference, self._ranks = reference, ranks
+        self._reference, self._ranks, self._kernel = reference, ranks, kernel
         self._shared: dict[Hashable, Any] = {}
 
     @property
     def members(self) -> int:
         """M."""
-        return len(self.values)
+        return len(self._values)
+
+    @cached_property
+    def values(self) -> Array:
+        """Members (M, C, N)."""
+        array: Array = to_numpy(self._values)
+        return array
 
     @cached_property
     def ensemble(self) -> EnsembleStatistics:
         """Skill, pair sum, error, variance and perhaps ranks of every point, see `ensemble_statistics`."""
-        return ensemble_statistics(self.values, self.truth, ranks=self._ranks)
+        found = ensemble_statistics(self._values, self.truth, ranks=self._ranks, kernel=self._kernel)
+        return found.to_numpy()
 
     @cached_property
     def error(self) -> Vector:

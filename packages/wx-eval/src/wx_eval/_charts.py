@@ -1,43 +1,280 @@
-"""Charts as inline SVG."""
+"""Charts of lines, bars, diagrams and maps."""
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ._compare import Cell
+from ._figure import INK, Anchor, Disc, Figure, Image, Lines, Mark, Point, Rect, Text, fitted, text_width
 
 Vector = npt.NDArray[np.float64]
 
-# Okabe and Ito's colours, told apart with every common form of colour blindness.
-SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3b3b3b", "#8c6d31")
+# Okabe and Ito's colours, darkened where white ground asks for it: told apart with every common form of
+# colour blindness.
+SERIES_COLOURS = ("#0072B2", "#C94F00", "#00835D", "#B4568D", "#A87400", "#2E8FC4", "#3b3b3b", "#8c6d31")
 DASHES = ("", "5 3", "1.5 2.5", "8 3 2 3")
+_GRID, _AXIS, _REFERENCE, _BAR = "#e8ecef", "#9aa5af", "#5b6875", "#5a9dcd"
 
-# Upper edges of |relative difference| in per cent and the colours for better (blue) and worse (orange).
-CLASS_EDGES = (1, 2, 5, 10, 20, 50)
-_BETTER = ("#e3eef7", "#c6ddf0", "#94c1e2", "#5a9dcd", "#2b74b0", "#0d4a86")
-_WORSE = ("#fdebd9", "#fbd3ab", "#f5ae6c", "#e48537", "#c05f15", "#853c08")
-_EVEN = "#f5f5f3"
+
+def colour(k: int) -> str:
+    """Colour of series k."""
+    return SERIES_COLOURS[k % len(SERIES_COLOURS)]
 
 
 class Series(NamedTuple):
-    """One line of a panel."""
+    """One line of a panel, with a band (low, high) around it or `points` marked."""
 
     name: str
     x: Vector
     y: Vector
     colour: str
     dash: str = ""
+    low: Vector | None = None
+    high: Vector | None = None
+    points: bool = False
 
 
-def class_colour(per_cent: float) -> str:
-    """Colour of a relative difference; negative is better."""
-    step = int(np.searchsorted(CLASS_EDGES, abs(per_cent), side="right"))
-    if step == 0:
-        return _EVEN
-    return (_BETTER if per_cent < 0 else _WORSE)[step - 1]
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """Axes of a panel.
+
+    Attributes:
+        x_label, y_label: y_label stands above the axis, opposite the title.
+        log: the letters of the logarithmic axes.
+        zero: start y at 0 where nothing is negative.
+        reference: level of a dashed line.
+        diagonal: dash the line from (0, 0) to (1, 1).
+        x_range, y_range: instead of those of the data.
+        size: pixels.
+    """
+
+    x_label: str = ""
+    y_label: str = ""
+    log: str = ""
+    zero: bool = True
+    reference: float | None = None
+    diagonal: bool = False
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    size: tuple[int, int] = (276, 196)
+
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 26, 34
+
+
+def line_panel(title: str, series: Sequence[Series], axes: Axes) -> Figure:
+    """Lines over a common x axis."""
+    width, height = axes.size
+    base = height - _BOTTOM
+    label = f"{title}: {', '.join(dict.fromkeys(s.name for s in series))}"
+    x_range, y_range = _ranges(series, axes)
+    head = _head(title, axes.y_label, width)
+    if x_range is None or y_range is None:
+        empty = Text(width / 2, height / 2, "no data", "middle", 11.0)
+        return Figure(width, height, (*head, empty), f"{title}: no data")
+    across = Scale(x_range, (_LEFT, width - _RIGHT), "x" in axes.log)
+    up = Scale(y_range, (base, _TOP), "y" in axes.log)
+    marks = [*head, *_ticks_y(up, width), *_ticks_x(across, base)]
+    marks.append(Text((_LEFT + width - _RIGHT) / 2, height - 5, axes.x_label, "middle"))
+    marks.append(Lines([[(_LEFT, base), (width - _RIGHT, base)]], _AXIS))
+    if axes.reference is not None:
+        level = up(axes.reference)
+        marks.append(Lines([[(_LEFT, level), (width - _RIGHT, level)]], _REFERENCE, 1, "4 3"))
+    if axes.diagonal:
+        marks.append(Lines([[(across(v), up(v)) for v in (0.0, 1.0)]], _REFERENCE, 1, "4 3"))
+    marks += [mark for s in series for mark in _band(s, across, up)]
+    marks += [mark for s in series for mark in _line(s, across, up)]
+    return Figure(width, height, tuple(marks), label)
+
+
+def bar_panel(title: str, heights: Vector, reference: float, *, size: tuple[int, int] = (276, 168)) -> Figure:
+    """A histogram over ranks with its flat reference."""
+    width, height = size
+    base, high = height - 26, float(max(heights.max(), reference)) * 1.1
+    up = Scale((0.0, high), (base, _TOP), False)
+    step = (width - _LEFT - _RIGHT) / len(heights)
+    marks = [*_head(title, "", width), *_ticks_y(up, width)]
+    for k, value in enumerate(heights):
+        y, gap = up(float(value)), min(1.0, step / 4)
+        box = (_LEFT + k * step + gap / 2, y, step - gap, base - y)
+        marks.append(Rect(*box, _BAR, "", f"rank {k}: {value:.4f}"))
+    level = up(reference)
+    marks.append(Lines([[(_LEFT, level), (width - _RIGHT, level)]], INK, 1, "4 3"))
+    marks.append(Text((_LEFT + width - _RIGHT) / 2, height - 6, "rank of the truth", "middle"))
+    return Figure(width, height, tuple(marks), f"{title}: rank histogram of {len(heights)} ranks")
+
+
+# Probabilities with room for the marks at 0 and 1.
+_UNIT = (-0.05, 1.05)
+
+
+class Reliability(NamedTuple):
+    """One model's curve of a reliability diagram; every array has one value per forecast probability."""
+
+    name: str
+    probability: Vector
+    frequency: Vector
+    weight: Vector
+    colour: str
+    calibrated: Vector | None = None
+    low: Vector | None = None
+    high: Vector | None = None
+
+
+def reliability_panel(title: str, curves: Sequence[Reliability]) -> Figure:
+    """Observed frequency against forecast probability, consistency bars, and how often each was forecast."""
+    size, base = (276, 330), 236
+    axes = Axes(y_label="observed frequency", x_range=_UNIT, y_range=_UNIT, diagonal=True, size=(276, 270))
+    lines = [
+        Series(
+            c.name,
+            c.probability,
+            c.frequency,
+            c.colour,
+            "" if c.calibrated is None else "1.5 2.5",
+            points=True,
+        )
+        for c in curves
+    ]
+    steps = [
+        Series(f"{c.name}, recalibrated", c.probability, c.calibrated, c.colour)
+        for c in curves
+        if c.calibrated is not None
+    ]
+    panel = line_panel(title, [*lines, *steps], axes)
+    across, up = Scale(_UNIT, (_LEFT, size[0] - _RIGHT), False), Scale(_UNIT, (base, _TOP), False)
+    marks: list[Mark] = list(panel.marks)
+    for k, c in enumerate(curves):
+        marks += _bars(c, across, up, 1.6 * (k - (len(curves) - 1) / 2))
+    marks += _sharpness(curves, across, size)
+    return Figure(*size, tuple(marks), f"{title}: reliability of {', '.join(c.name for c in curves)}")
+
+
+def _bars(c: Reliability, across: Scale, up: Scale, shift: float) -> Iterable[Mark]:
+    """Where the frequency of a reliable forecast would lie."""
+    if c.low is None or c.high is None:
+        return
+    for p, low, high in zip(c.probability, c.low, c.high, strict=True):
+        if np.isfinite(low) and np.isfinite(high):
+            x = across(p) + shift
+            yield Lines([[(x, up(low)), (x, up(high))]], c.colour, 3.0, opacity=0.35)
+
+
+def _sharpness(curves: Sequence[Reliability], across: Scale, size: tuple[int, int]) -> Iterable[Mark]:
+    """Share of points with each probability, as small bars below the diagram."""
+    top, base = size[1] - 62, size[1] - 20
+    highest = max((float(np.nanmax(c.weight, initial=0)) for c in curves), default=0.0)
+    yield Text(_LEFT - 5, top + 8, _number(round(highest, 3)), "end")
+    yield Text(_LEFT - 5, base, "0", "end")
+    for k, c in enumerate(curves):
+        group = min(18.0, 0.8 * (across(1) - across(0)) / max(np.isfinite(c.probability).sum() - 1, 1))
+        bar = group / len(curves)
+        shift = (k - len(curves) / 2) * bar
+        for p, weight in zip(c.probability, c.weight, strict=True):
+            if np.isfinite(p) and weight > 0:
+                tall = (base - top) * weight / highest
+                yield Rect(
+                    across(p) + shift,
+                    base - tall,
+                    bar,
+                    tall,
+                    c.colour,
+                    "",
+                    f"{c.name}, {p:.3g}: {weight:.4f}",
+                )
+    yield Lines([[(_LEFT, base), (size[0] - _RIGHT, base)]], _AXIS)
+    yield Text((_LEFT + size[0] - _RIGHT) / 2, size[1] - 5, "forecast probability; share of points", "middle")
+
+
+def key(entries: Sequence[tuple[str, str, str]]) -> list[Figure]:
+    """Legend, entry by entry: name, colour and dash of each line."""
+    out = []
+    for name, shade, dash in entries:
+        marks = (Lines([[(0, 8), (26, 8)]], shade, 2.4, dash), Text(32, 12, name, "start", 12.0, INK))
+        out.append(Figure(32 + text_width(name, 12.0), 17, marks, name))
+    return out
+
+
+def colour_bar(
+    colours: npt.NDArray[np.uint8], limits: tuple[float, float], unit: str, size: tuple[int, int] = (336, 30)
+) -> Figure:
+    """A horizontal colour bar."""
+    left, right = 30.0, max(24.0, text_width(unit) + 12)
+    wide = size[0] - left - right
+    along = Scale(limits, (left, left + wide), False)
+    strip = np.arange(len(colours), dtype=np.uint8)[None]
+    marks: list[Mark] = [Image(left, 2, wide, 9, strip, colours)]
+    marks += [Text(along(t), 23, _number(t), "middle") for t in nice_ticks(*limits, 5)]
+    marks.append(Text(left + wide + 6, 10, unit))
+    return Figure(*size, tuple(marks), f"colours from {limits[0]:.4g} to {limits[1]:.4g} {unit}")
+
+
+def map_panel(
+    title: str,
+    image: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+    extent: tuple[float, float, float, float],
+    coasts: Sequence[Vector],
+    size: tuple[int, int] = (336, 196),
+) -> Figure:
+    """A field on latitude-longitude axes; extent is (west, east, south, north), coasts in degrees (n, 2)."""
+    west, east, south, north = extent
+    left, right, top, bottom = 30, 8, 22, 18
+    across = Scale((west, east), (left, size[0] - right), False)
+    up = Scale((south, north), (size[1] - bottom, top), False)
+    wide, tall = size[0] - left - right, size[1] - top - bottom
+    marks: list[Mark] = [
+        Text(left, 14, title, "start", 12.0, INK, True),
+        Image(left, top, wide, tall, *image),
+    ]
+    graticule: list[list[Point]] = []
+    for lon in range(int(np.ceil(west / 60)) * 60, int(east) + 1, 60):
+        graticule.append([(across(lon), top), (across(lon), top + tall)])
+        anchor: Anchor = "end" if across(lon) > size[0] - 20 else "middle"
+        marks.append(Text(min(across(lon), size[0] - 2), size[1] - 5, _longitude(lon), anchor))
+    for lat in range(int(np.ceil(south / 30)) * 30, int(north) + 1, 30):
+        graticule.append([(left, up(lat)), (left + wide, up(lat))])
+        marks.append(Text(left - 3, up(lat) + 3, _latitude(lat), "end"))
+    marks.append(Lines(graticule, "#10161c", 0.5, opacity=0.22))
+    inside = [run for line in coasts for run in _inside(line, extent)]
+    runs = [[(across(lon), up(lat)) for lon, lat in run] for run in inside]
+    marks.append(Lines(runs, "#10161c", 0.8, opacity=0.75))
+    box = [(left, top), (left + wide, top), (left + wide, top + tall), (left, top + tall), (left, top)]
+    marks.append(Lines([box], _AXIS, 0.8))
+    return Figure(*size, tuple(marks), f"map of {title}")
+
+
+def _inside(line: Vector, extent: tuple[float, float, float, float]) -> list[Vector]:
+    """Runs of at least two points within the extent, for the line and its images 360 degrees away."""
+    west, east, south, north = extent
+    out = []
+    for turn in (-360.0, 0.0, 360.0):
+        lon, lat = line[:, 0] + turn, line[:, 1]
+        within = (lon >= west) & (lon <= east) & (lat >= south) & (lat <= north)
+        for run in np.split(np.arange(len(line)), np.flatnonzero(np.diff(within)) + 1):
+            if within[run[0]] and run.size > 1:
+                out.append(np.stack([lon[run], lat[run]], axis=1))
+    return out
+
+
+class Scale:
+    """Data to pixels, linear or logarithmic."""
+
+    def __init__(self, data: tuple[float, float], pixels: tuple[float, float], log: bool) -> None:
+        self.data, self.log = data, log
+        low, high = (float(np.log10(v)) for v in data) if log else data
+        self._scale = (pixels[1] - pixels[0]) / (high - low)
+        self._origin = pixels[0] - low * self._scale
+
+    def __call__(self, value: float) -> float:
+        return self._origin + self._scale * (float(np.log10(value)) if self.log else float(value))
+
+    def ticks(self) -> list[float]:
+        """Round numbers on the axis."""
+        return _log_ticks(*self.data) if self.log else nice_ticks(*self.data)
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -52,201 +289,44 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [float(k * step) + 0.0 for k in np.arange(first, last + 1)]
 
 
-def line_panel(
-    title: str,
-    series: Sequence[Series],
-    *,
-    x_label: str = "",
-    y_label: str = "",
-    log: bool = False,
-    zero: bool = True,
-    reference: float | None = None,
-    size: tuple[int, int] = (276, 188),
-) -> str:
-    """Lines over a common x axis; `log` makes both axes logarithmic, `zero` starts y at 0."""
-    width, height = size
-    left, right, top, bottom = 46, 10, 24, 34
-    x, y = (_finite([getattr(s, axis) for s in series], log) for axis in ("x", "y"))
-    if not x.size or not y.size:
-        return _svg(size, _text(width / 2, height / 2, f"{title}: no data", "mid"))
-    y_range = _y_range(y, log, zero, reference)
-    x_range = (float(x.min()), float(x.max()) if x.max() > x.min() else float(x.min()) + 1)
-    across = _mapper(x_range, (left, width - right), log)
-    up = _mapper(y_range, (height - bottom, top), log)
-    ticks_x, ticks_y = (_log_ticks(*r) if log else nice_ticks(*r) for r in (x_range, y_range))
-    parts = [_text(left, 14, title, "title")]
+def _head(title: str, y_label: str, width: float) -> list[Mark]:
+    # A long title starts further left, and pushes the unit to the line below it.
+    left = _LEFT if _LEFT + text_width(title, 12.0, True) < width else 4.0
+    marks: list[Mark] = [Text(left, 14, fitted(title, width - left, 12.0, True), "start", 12.0, INK, True)]
+    crowded = left + text_width(title, 12.0, True) + text_width(y_label) + 8 > width - _RIGHT
     if y_label:
-        parts.append(_text(width - right, 14, y_label, "unit end"))
-    for tick in ticks_y:
-        y0 = up(tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y0:.1f}" y2="{y0:.1f}"/>')
-        parts.append(_text(left - 5, y0 + 3, _number(tick), "tick end"))
-    for tick in ticks_x:
-        parts.append(_text(across(tick), height - bottom + 13, _number(tick), "tick mid"))
-    parts.append(_text((left + width - right) / 2, height - 5, x_label, "unit mid"))
-    base = height - bottom
-    parts.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
-    if reference is not None:
-        y0 = up(reference)
-        parts.append(
-            f'<line class="reference" x1="{left}" x2="{width - right}" y1="{y0:.1f}" y2="{y0:.1f}"/>'
-        )
-    parts += [_polyline(s, across, up, log) for s in series]
-    return _svg(size, *parts)
+        marks.append(Text(width - _RIGHT, 24 if crowded else 14, y_label, "end"))
+    return marks
 
 
-def bar_panel(title: str, heights: Vector, reference: float, *, size: tuple[int, int] = (276, 160)) -> str:
-    """A histogram over ranks with its flat reference."""
-    width, height = size
-    left, right, top, bottom = 46, 10, 24, 26
-    high = float(max(heights.max(), reference)) * 1.1
-    up = _mapper((0.0, high), (height - bottom, top), False)
-    step = (width - left - right) / len(heights)
-    parts = [_text(left, 14, title, "title")]
-    for tick in nice_ticks(0, high, 3):
-        y0 = up(tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y0:.1f}" y2="{y0:.1f}"/>')
-        parts.append(_text(left - 5, y0 + 3, _number(tick), "tick end"))
-    for k, value in enumerate(heights):
-        y0 = up(float(value))
-        parts.append(
-            f'<rect class="bar" x="{left + k * step + 0.5:.1f}" y="{y0:.1f}" '
-            f'width="{max(step - 1, 0.5):.1f}" height="{height - bottom - y0:.1f}">'
-            f"<title>rank {k}: {value:.4f}</title></rect>"
-        )
-    y0 = up(reference)
-    parts.append(f'<line class="reference" x1="{left}" x2="{width - right}" y1="{y0:.1f}" y2="{y0:.1f}"/>')
-    parts.append(_text((left + width - right) / 2, height - 6, "rank of the truth", "unit mid"))
-    return _svg(size, *parts)
+def _ticks_y(up: Scale, width: float) -> Iterable[Mark]:
+    yield Lines([[(_LEFT, up(t)), (width - _RIGHT, up(t))] for t in up.ticks()], _GRID)
+    for tick in up.ticks():
+        yield Text(_LEFT - 5, up(tick) + 3, _number(tick), "end")
 
 
-def card_panel(title: str, cells: Sequence[Cell], units: Mapping[str, str]) -> str:
-    """Channels down, lead times across; colour is the relative difference, a filled dot is significant."""
-    channels = list(dict.fromkeys(cell.channel for cell in cells))
-    leads = sorted({cell.lead_time for cell in cells})
-    wide = len(leads) <= 20
-    step_x, step_y, left, top = (36 if wide else 22), 21, 52, 40
-    size = (left + max(step_x * len(leads), 6 * len(title)) + 4, top + step_y * len(channels) + 4)
-    parts = [_text(left, 14, title, "title")]
-    for i, channel in enumerate(channels):
-        parts.append(_text(left - 6, top + step_y * i + 14, channel, "label end"))
-    for j, lead in enumerate(leads):
-        if wide or j % 2 == 0:
-            parts.append(_text(left + step_x * (j + 0.5), top - 6, _days(lead), "tick mid"))
-    for cell in cells:
-        x = left + step_x * leads.index(cell.lead_time)
-        y = top + step_y * channels.index(cell.channel)
-        parts.append(_card_cell(cell, (x, y), (step_x, step_y), wide, units.get(cell.channel, "")))
-    return _svg(size, *parts)
+def _ticks_x(across: Scale, base: float) -> Iterable[Mark]:
+    end = 0.0
+    for tick in across.ticks():
+        x, wide = across(tick), text_width(_number(tick)) / 2
+        # Decades can be closer than their numbers are wide.
+        if x - wide > end + 2:
+            end = x + wide
+            yield Text(x, base + 13, _number(tick), "middle")
 
 
-def _card_cell(cell: Cell, at: tuple[int, int], step: tuple[int, int], wide: bool, unit: str) -> str:
-    (x, y), (step_x, step_y) = at, step
-    per_cent = -100 * cell.skill
-    tip = (
-        f"{cell.channel}, {cell.region}, {_days(cell.lead_time)} d: {cell.score_a:.4g} against "
-        f"{cell.score_b:.4g} {unit} ({per_cent:+.2f} %), p {cell.p_value:.2g}, adjusted "
-        f"{cell.p_adjusted:.2g}, {cell.n} starts ({cell.n_effective:.0f} effective) {', '.join(cell.notes)}"
-    )
-    rect = f'x="{x + 0.5}" y="{y + 0.5}" width="{step_x - 1}" height="{step_y - 1}" rx="2"'
-    if not np.isfinite(per_cent) or not np.isfinite(cell.p_value):
-        return f'<g><title>{escape(tip)}</title><rect {rect} fill="url(#untested)"/></g>'
-    dark = abs(per_cent) >= CLASS_EDGES[4]
-    ink = "#ffffff" if dark else "#22303c"
-    shown = _signed(per_cent) if wide else ""
-    centre = x + step_x - 6 if wide else x + step_x / 2
-    fill = ink if cell.significant else "none"
-    weight = "bold" if cell.significant else "normal"
-    label = (
-        f'<text x="{x + step_x - 11}" y="{y + 14}" text-anchor="end" font-size="10" font-weight="{weight}" '
-        f'fill="{ink}">{shown}</text>'
-    )
-    return (
-        f'<g><title>{escape(tip)}</title><rect {rect} fill="{class_colour(per_cent)}"/>{label}'
-        f'<circle cx="{centre}" cy="{y + step_y / 2}" r="2.6" fill="{fill}" stroke="{ink}" '
-        'stroke-width="0.9"/></g>'
-    )
-
-
-def card_legend(model_a: str, model_b: str) -> str:
-    """Key of the colours and marks of a card."""
-    values = [-75, -35, -15, -7, -3, -1.5, 0, 1.5, 3, 7, 15, 35, 75]
-    labels = ["", *(f"−{e}" for e in CLASS_EDGES[::-1]), *(f"+{e}" for e in CLASS_EDGES)]
-    parts = [_text(0, 13, f"{model_a} better", "label")]
-    start = 14 + 6.4 * len(f"{model_a} better")
-    for k, value in enumerate(values):
-        parts.append(
-            f'<rect x="{start + 30 * k:.0f}" y="2" width="30" height="14" fill="{class_colour(value)}" '
-            'stroke="#ffffff"/>'
-        )
-        if labels[k]:
-            parts.append(_text(start + 30 * k, 28, labels[k], "tick mid"))
-    end = start + 30 * len(values) + 8
-    parts.append(_text(end, 13, f"worse (difference to {model_b} in %)", "label"))
-    marks = end + 7 + 6.4 * len(f"worse (difference to {model_b} in %)")
-    for k, (fill, label) in enumerate((("#22303c", "significant"), ("none", "not significant"))):
-        at = marks + 110 * k
-        parts.append(f'<circle cx="{at:.0f}" cy="9" r="3" fill="{fill}" stroke="#22303c"/>')
-        parts.append(_text(at + 8, 13, label, "label"))
-    return _svg((int(marks + 225), 32), *parts)
-
-
-def colour_bar(image: str, limits: tuple[float, float], unit: str, size: tuple[int, int] = (300, 30)) -> str:
-    """A horizontal colour bar."""
-    width, left, right = size[0], 30, 58
-    along = _mapper(limits, (left, width - right), False)
-    parts = [
-        f'<image href="{image}" x="{left}" y="2" width="{width - left - right}" height="9" '
-        'preserveAspectRatio="none"/>'
-    ]
-    parts += [_text(along(t), 23, _number(t), "tick mid") for t in nice_ticks(*limits, 5)]
-    parts.append(_text(width - right + 5, 10, unit, "unit"))
-    return _svg(size, *parts)
-
-
-def map_panel(
-    title: str,
-    image: str,
-    extent: tuple[float, float, float, float],
-    coast: Sequence[tuple[float, float, float, float]],
-    size: tuple[int, int] = (360, 208),
-) -> str:
-    """A field on latitude-longitude axes; extent is (west, east, south, north) and coast is in degrees."""
-    west, east, south, north = extent
-    left, right, top, bottom = 30, 6, 20, 18
-    across = _mapper((west, east), (left, size[0] - right), False)
-    up = _mapper((south, north), (size[1] - bottom, top), False)
-    box = f'x="{left}" y="{top}" width="{size[0] - left - right}" height="{size[1] - top - bottom}"'
-    parts = [_text(left, 13, title, "title"), f'<image href="{image}" {box} preserveAspectRatio="none"/>']
-    for lon in range(int(np.ceil(west / 60)) * 60, int(east) + 1, 60):
-        x = across(lon)
-        parts.append(
-            f'<line class="graticule" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{size[1] - bottom}"/>'
-        )
-        parts.append(_text(x, size[1] - 5, _longitude(lon), "tick mid"))
-    for lat in range(int(np.ceil(south / 30)) * 30, int(north) + 1, 30):
-        y = up(lat)
-        parts.append(
-            f'<line class="graticule" x1="{left}" x2="{size[0] - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(_text(left - 3, y + 3, _latitude(lat), "tick end"))
-    path = "".join(f"M{across(a):.1f} {up(b):.1f}L{across(c):.1f} {up(d):.1f}" for a, b, c, d in coast)
-    parts.append(f'<path class="coast" d="{path}"/><rect class="frame" {box}/>')
-    return _svg(size, *parts)
-
-
-class _Mapper:
-    def __init__(self, data: tuple[float, float], pixels: tuple[float, float], log: bool) -> None:
-        self._log = log
-        low, high = (float(np.log10(v)) for v in data) if log else data
-        self._scale = (pixels[1] - pixels[0]) / (high - low)
-        self._origin = pixels[0] - low * self._scale
-
-    def __call__(self, value: float) -> float:
-        return self._origin + self._scale * (float(np.log10(value)) if self._log else float(value))
-
-
-_mapper = _Mapper
+def _ranges(
+    series: Sequence[Series], axes: Axes
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    x = _finite([s.x for s in series], "x" in axes.log)
+    bands = [b for s in series for b in (s.low, s.high) if b is not None]
+    y = _finite([*(s.y for s in series), *bands], "y" in axes.log)
+    if not x.size or not y.size:
+        return None, None
+    x_range = axes.x_range or (float(x.min()), float(x.max()))
+    if x_range[0] == x_range[1]:
+        x_range = (x_range[0] * 0.9, x_range[1] * 1.1 or 1.0)
+    return x_range, axes.y_range or _y_range(y, axes)
 
 
 def _finite(values: Sequence[Vector], log: bool) -> Vector:
@@ -254,13 +334,13 @@ def _finite(values: Sequence[Vector], log: bool) -> Vector:
     return joined[np.isfinite(joined) & ((joined > 0) | (not log))]
 
 
-def _y_range(y: Vector, log: bool, zero: bool, reference: float | None) -> tuple[float, float]:
-    values = y if reference is None else np.append(y, reference)
+def _y_range(y: Vector, axes: Axes) -> tuple[float, float]:
+    values = y if axes.reference is None else np.append(y, axes.reference)
     low, high = float(values.min()), float(values.max())
-    if log:
+    if "y" in axes.log:
         # More than nine decades of power are rounding, not weather.
         return max(low / 1.5, high * 1e-9), high * 1.5
-    if zero and low >= 0:
+    if axes.zero and low >= 0:
         return 0.0, high * 1.06 or 1.0
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return low - margin, high + margin
@@ -275,33 +355,37 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
 
 
-def _polyline(series: Series, across: _Mapper, up: _Mapper, log: bool) -> str:
-    dash = f' stroke-dasharray="{series.dash}"' if series.dash else ""
-    runs: list[list[str]] = [[]]
-    for x, y in zip(series.x, series.y, strict=True):
-        if np.isfinite(y) and not (log and (x <= 0 or y <= 0)):
-            runs[-1].append(f"{across(x):.1f},{up(y):.1f}")
+def _runs(x: Vector, y: Vector, across: Scale, up: Scale) -> list[list[Point]]:
+    """Pixels of a line, broken where there is no value."""
+    runs: list[list[Point]] = [[]]
+    for a, b in zip(x, y, strict=True):
+        if np.isfinite(a) and np.isfinite(b) and not (across.log and a <= 0) and not (up.log and b <= 0):
+            runs[-1].append((across(a), up(_within(b, up))))
         elif runs[-1]:
             runs.append([])
-    lines = "".join(
-        f'<polyline fill="none" stroke="{series.colour}" stroke-width="1.8" stroke-linejoin="round"{dash} '
-        f'points="{" ".join(run)}"/>'
-        for run in runs
-        if run
-    )
-    return f"<g><title>{escape(series.name)}</title>{lines}</g>"
+    return [run for run in runs if run]
 
 
-def _svg(size: tuple[int, int], *parts: str) -> str:
-    width, height = size
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
+def _within(value: float, scale: Scale) -> float:
+    """What lies below a logarithmic axis is drawn on its edge, not outside of the panel."""
+    return max(value, scale.data[0]) if scale.log else value
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(text)}</text>'
+def _line(s: Series, across: Scale, up: Scale) -> Iterable[Mark]:
+    runs = _runs(s.x, s.y, across, up)
+    yield Lines([r for r in runs if len(r) > 1], s.colour, 1.8, s.dash, title=s.name)
+    for run in runs:
+        if s.points or len(run) == 1:
+            yield from (Disc(x, y, 2.4, s.colour, s.name) for x, y in run)
+
+
+def _band(s: Series, across: Scale, up: Scale) -> Iterable[Mark]:
+    if s.low is None or s.high is None:
+        return
+    there = np.isfinite(s.low) & np.isfinite(s.high)
+    low, high = (_runs(s.x, np.where(there, edge, np.nan), across, up) for edge in (s.low, s.high))
+    polygons = [[*a, *b[::-1]] for a, b in zip(low, high, strict=True)]
+    yield Lines(polygons, fill=s.colour, opacity=0.16)
 
 
 def _number(value: float) -> str:
@@ -309,15 +393,6 @@ def _number(value: float) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:.6g}".replace("-", "−")
-
-
-def _signed(per_cent: float) -> str:
-    text = f"{per_cent:+.0f}" if abs(per_cent) >= 9.95 else f"{per_cent:+.1f}"
-    return text.replace("-", "−")
-
-
-def _days(lead: np.timedelta64) -> str:
-    return f"{lead / np.timedelta64(86400, 's'):.4g}"
 
 
 def _longitude(lon: int) -> str:

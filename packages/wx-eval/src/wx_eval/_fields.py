@@ -43,6 +43,7 @@ class Chunk:
         latitude: degrees, of the rows or of the points, or None when unknown.
         longitude: degrees, of the columns or of the points, or None when unknown.
         units: one string per channel, or None when unknown.
+        interpolation: how the values were brought to these points, "" when they were computed on them.
     """
 
     init_time: np.datetime64
@@ -52,6 +53,7 @@ class Chunk:
     latitude: Array | None = None
     longitude: Array | None = None
     units: tuple[str, ...] | None = None
+    interpolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,10 @@ class _Lazy:
     def __init__(self, array: xr.DataArray) -> None:
         self._array = array
         self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+        stored = array.encoding.get("preferred_chunks", {})
+        names = [(str(d), *_ALIASES.get(str(d), ())) for d in array.dims]
+        sizes = tuple(max((int(stored.get(n, 0)) for n in known), default=0) for known in names)
+        self.chunks: tuple[Any, ...] = array.chunks or sizes
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -133,39 +139,20 @@ class _Lazy:
         return values if dtype is None else values.astype(dtype)
 
 
-class Truth:
-    """States of a History by valid time, with the last ones kept because consecutive leads share them."""
+class Layout:
+    """Channels, units and points of a truth, with which forecasts and climatologies are compared.
 
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._known = set(seconds(history.times).tolist())
-        first = history.read(history.times[:1])
-        self._dims = (*_STATE_DIMS, *_space(first, "truth"))
-        missing = [dim for dim in self._dims if dim not in first.dims]
-        if missing:
-            raise ValueError(f"truth lacks the dims {missing}: it has {first.dims}")
-        self.channels = channel_names(first)
-        self.units = channel_units(first)
-        self.latitude = np.asarray(first["latitude"].values)
-        self.longitude = np.asarray(first["longitude"].values)
-        make = Grid.from_axes if len(self._dims) == 4 else Grid.from_points
+    Args:
+        state: with dims (time, channel, *space).
+    """
+
+    def __init__(self, state: xr.DataArray) -> None:
+        self.channels = channel_names(state)
+        self.units = channel_units(state)
+        self.latitude = np.asarray(state["latitude"].values)
+        self.longitude = np.asarray(state["longitude"].values)
+        make = Grid.from_axes if len(_space(state, "truth")) == 2 else Grid.from_points
         self.grid = make(self.latitude, self.longitude)
-        self.name = str(first.name) if first.name is not None else "truth"
-        self._capacity = max(2, _CACHE_BYTES // max(first.nbytes, 1))
-        self._cache: OrderedDict[np.datetime64, Array] = OrderedDict()
-
-    def at(self, valid_time: np.datetime64) -> Array | None:
-        """State (channel, point) at exactly this time, or None when there is none."""
-        if valid_time.item() not in self._known:
-            return None
-        if valid_time in self._cache:
-            self._cache.move_to_end(valid_time)
-        else:
-            state = self._history.read(np.array([valid_time])).transpose(*self._dims)
-            self._cache[valid_time] = np.asarray(state.values)[0].reshape(len(self.channels), -1)
-            if len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
-        return self._cache[valid_time]
 
     def check(self, chunk: ForecastChunk, shape: tuple[int, ...]) -> list[int]:
         """Positions of the chunk's channels, after channels, shape, grid and units were compared.
@@ -189,12 +176,30 @@ class Truth:
                 "grid of the truth"
             )
         for axis in ("latitude", "longitude"):
-            self._check_axis(axis, getattr(chunk, axis, None))
+            self._check_axis(axis, getattr(chunk, axis, None), "forecast")
         positions = [self.channels.index(c) for c in chunk.channels]
         self._check_units(chunk, positions)
         return positions
 
-    def _check_axis(self, axis: str, theirs: Array | None) -> None:
+    def check_reference(self, field: xr.DataArray, *, dimensionless: bool) -> None:
+        """Compare the coordinates and units of a climatological field (channel, *space), where it has them.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        for axis in _SPACE:
+            if axis in field.coords:
+                self._check_axis(axis, np.asarray(field[axis].values), "climatology")
+        units = None if dimensionless else channel_units(field)
+        known = dict(zip(self.channels, self.units or (), strict=False))
+        for channel, unit in zip(channel_names(field), units or (), strict=False):
+            if unit and known.get(channel) and not same_units(unit, known[channel]):
+                raise ValueError(
+                    f"channel {channel!r} is in {unit!r} in the climatology and in {known[channel]!r} in the "
+                    "truth: convert one of them"
+                )
+
+    def _check_axis(self, axis: str, theirs: Array | None, side: str) -> None:
         ours = np.asarray(getattr(self, axis), np.float64)
         if theirs is None:
             return
@@ -203,9 +208,9 @@ class Truth:
             return
         hint = "regrid one of them first"
         if other.shape == ours.shape and np.abs(other[::-1] - ours).max() <= _GRID_TOLERANCE:
-            hint = f"reverse one of them: forecast.isel({axis}=slice(None, None, -1))"
+            hint = f"reverse one of them: {side}.isel({axis}=slice(None, None, -1))"
         raise ValueError(
-            f"{axis} of forecast and truth differ: {_axis(other)} against {_axis(ours)}; nothing is "
+            f"{axis} of {side} and truth differ: {_axis(other)} against {_axis(ours)}; nothing is "
             f"regridded here, {hint}"
         )
 
@@ -219,6 +224,36 @@ class Truth:
                     f"channel {channel!r} is in {unit!r} in the forecast and in {self.units[position]!r} in "
                     "the truth: convert one of them"
                 )
+
+
+class Truth:
+    """States of a History by valid time, with the last ones kept because consecutive leads share them."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._known = set(seconds(history.times).tolist())
+        first = history.read(history.times[:1])
+        self._dims = (*_STATE_DIMS, *_space(first, "truth"))
+        missing = [dim for dim in self._dims if dim not in first.dims]
+        if missing:
+            raise ValueError(f"truth lacks the dims {missing}: it has {first.dims}")
+        self.layout = Layout(first)
+        self.name = str(first.name) if first.name is not None else "truth"
+        self._capacity = max(2, _CACHE_BYTES // max(first.nbytes, 1))
+        self._cache: OrderedDict[np.datetime64, Array] = OrderedDict()
+
+    def at(self, valid_time: np.datetime64) -> Array | None:
+        """State (channel, point) at exactly this time, or None when there is none."""
+        if valid_time.item() not in self._known:
+            return None
+        if valid_time in self._cache:
+            self._cache.move_to_end(valid_time)
+        else:
+            state = self._history.read(np.array([valid_time])).transpose(*self._dims)
+            self._cache[valid_time] = np.asarray(state.values)[0].reshape(len(self.layout.channels), -1)
+            if len(self._cache) > self._capacity:
+                self._cache.popitem(last=False)
+        return self._cache[valid_time]
 
 
 def seconds(times: Any) -> npt.NDArray[Any]:

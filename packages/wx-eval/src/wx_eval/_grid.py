@@ -12,6 +12,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Vector = npt.NDArray[np.float64]
 
+EARTH_RADIUS_KM = 6371.0088
+"""Mean radius."""
+
 # Points of a mesh are summed in runs of this length, rows of a latitude-longitude grid row by row: the order
 # of additions must not depend on how much is read at a time.
 _RUN = 1024
@@ -67,6 +70,32 @@ class Grid:
         # + 0.0 turns -0 into 0.
         rounded = (np.round(a, 3) + 0.0 for a in parts)
         return f"{' x '.join(map(str, self.shape))} {digest(*rounded)}"
+
+
+def unit_vectors(grid: Grid) -> Vector:
+    """Positions on the unit sphere, shape (N, 3)."""
+    lat, lon = np.deg2rad(grid.latitude), np.deg2rad(grid.longitude)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+
+
+def great_circle_km(
+    lat1: npt.ArrayLike, lon1: npt.ArrayLike, lat2: npt.ArrayLike, lon2: npt.ArrayLike
+) -> Vector:
+    """Great-circle distance of positions in degrees, broadcast; small and large ones to rounding."""
+    a, b = np.deg2rad(lat1), np.deg2rad(lat2)
+    turn = np.deg2rad(np.asarray(lon2) - np.asarray(lon1))
+    # The arc tangent of Vincenty: haversines lose digits near the antipodes, the arc cosine nearby.
+    across = np.hypot(np.cos(b) * np.sin(turn), np.cos(a) * np.sin(b) - np.sin(a) * np.cos(b) * np.cos(turn))
+    along = np.sin(a) * np.sin(b) + np.cos(a) * np.cos(b) * np.cos(turn)
+    return np.asarray(EARTH_RADIUS_KM * np.arctan2(across, along))
+
+
+def search_tree(place: Vector) -> Any:
+    """scipy's cKDTree of positions (N, 3)."""
+    # Its import takes as long as that of the rest of this package, and few metrics need it.
+    from scipy.spatial import cKDTree
+
+    return cKDTree(place)
 
 
 def digest(*arrays: Array) -> str:

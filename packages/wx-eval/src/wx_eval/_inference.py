@@ -1,21 +1,28 @@
 """Significance of a mean difference between two forecasts that started at the same times.
 
-Successive differences d_1..d_T are correlated because weather is. Three estimates of the standard error of
-their mean: as if independent, inflated by a second-order autoregression (Geer 2016, Tellus A 68, 30229), and
-the equal-weighted cosine estimator (Lazarus, Lewis, Stock and Watson 2018, J. Bus. Econ. Stat. 36, 541).
+Successive differences d_1..d_T are correlated because weather is. Estimates of the standard error of their
+mean, for many series at once: as if independent; inflated by a second-order autoregression (Geer 2016, Tellus
+A 68, 30229); the equal-weighted cosine estimator (Lazarus, Lewis, Stock and Watson 2018, J. Bus. Econ. Stat.
+36, 541) without and with a correction of its bias; and two modifications of Diebold and Mariano (1995).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-Method = Literal["ewc", "geer", "iid"]
-Vector = npt.NDArray[np.float64]
+from ._grid import Vector
+
+Method = Literal["ewc_ar1", "ewc", "geer", "iid", "hln", "hg"]
 
 MINIMUM_STARTS = 30
+# An autoregression that is fitted to fewer effective values says little.
+_FEW_EFFECTIVE = 10
+_LARGEST_RHO = 0.97
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +37,8 @@ class TestResult:
         inflation: stderr over the one for independent values.
         n: T, the number of finite differences.
         n_effective: T / inflation^2.
-        notes: what limits trust in the result: "few starts", "irregular spacing", "constant difference".
+        notes: what limits trust in the result: "few starts" (T < 30), "irregular spacing", "constant
+            difference", "few effective starts" (n_effective < 10), "no estimate of the standard error".
     """
 
     mean: float
@@ -51,180 +59,212 @@ class TestResult:
         return self.mean - half, self.mean + half
 
 
-def paired_test(differences: npt.ArrayLike, *, method: Method = "ewc", regular: bool = True) -> TestResult:
+def paired_test(
+    differences: npt.ArrayLike, *, method: Method = "ewc_ar1", regular: bool = True, horizon: int = 1
+) -> TestResult:
     """Test whether the mean of paired differences is zero.
 
-    "iid": s / sqrt(T) with T - 1 degrees of freedom. "geer": the same times k, with
-    k^2 = (1 - r1 phi1 - r2 phi2) / (1 - phi1 - phi2)^2 from the first two autocorrelations; optimistic when T
-    is small against the correlation time. "ewc": the mean square of the v = floor(0.4 T^(2/3)) lowest cosine
-    coefficients, with v degrees of freedom; keeps its level at every T and pays with power.
+    "iid": s / sqrt(T) with T - 1 degrees of freedom.
+
+    "geer": the same times k, with k^2 = (1 - r1 phi1 - r2 phi2) / (1 - phi1 - phi2)^2 from the first two
+    autocorrelations (autocovariances divided by T, which keeps the fitted process stationary; k may be below
+    1). Optimistic when T is small against the correlation time: at T = 50 and lag-1 correlation 0.6 it finds
+    a difference between equals in 12 % of cases at the 5 % level.
+
+    "ewc": the mean square of the v = floor(0.4 T^(2/3)) lowest cosine coefficients, with v degrees of
+    freedom. Optimistic for strong correlation, where the spectrum falls within those frequencies (11 % at T =
+    50 and correlation 0.8).
+
+    "ewc_ar1": the same with the square of each coefficient times f(0) / f(omega) of a first-order
+    autoregression with the lag-1 correlation of the series, freed from its bias in short series: (T r1 + 1) /
+    (T - 4), Marriott and Pope (1954, Biometrika 41, 390), at most 0.97. The idea is that of prewhitening
+    (Andrews and Monahan 1992, Econometrica 60, 953). Closest to its level of all: 5 % at correlation 0.6
+    and 7 % at 0.8 for T = 50.
+
+    "hln", "hg": Diebold-Mariano tests with T - 1 degrees of freedom. "hln" (Harvey, Leybourne and Newbold
+    1997) sums autocovariances up to lag horizon - 1, which may leave no positive variance: then the result is
+    NaN with a note. "hg" (Hering and Genton 2011) fits sigma^2 exp(-3 k / theta) to the autocovariances of
+    the lower half of the lags by least squares.
 
     Args:
         differences: d_t in the order of the starts, shape (T,); NaN marks a missing pair and is left out.
         method: see above.
         regular: whether the starts are evenly spaced; if not, a note is added.
+        horizon: steps between starts that a forecast reaches ahead, at least 1; of use to "hln" and "hg".
 
     Raises:
-        ValueError: for an unknown method or fewer than 2 finite differences.
+        ValueError: for an unknown method, fewer than 2 finite differences, or a horizon that is not below T.
     """
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
     d = np.asarray(differences, np.float64).ravel()
     gaps = not np.isfinite(d).all()
     d = d[np.isfinite(d)]
-    if d.size < 2:
-        raise ValueError(f"a test needs at least 2 paired differences, got {d.size}")
-    notes = ("few starts",) * (d.size < MINIMUM_STARTS) + ("irregular spacing",) * (gaps or not regular)
-    mean = float(d.mean())
-    naive = float(d.std(ddof=1)) / np.sqrt(d.size)
-    # Rounding in the mean makes a constant series vary by a few units in the last place.
-    if naive <= 4 * np.finfo(np.float64).eps * abs(mean):
-        p_value = 1.0 if mean == 0 else 0.0
-        return TestResult(
-            mean=mean,
-            stderr=0.0,
-            df=d.size - 1,
-            p_value=p_value,
-            inflation=1.0,
-            n=d.size,
-            n_effective=d.size,
-            notes=(*notes, "constant difference"),
-        )
-    stderr, df = _standard_error(d - mean, naive, method)
-    inflation = stderr / naive
+    tests = mean_tests(d[:, None], method, horizon)
     return TestResult(
-        mean=mean,
-        stderr=stderr,
-        df=df,
-        p_value=float(2 * special.stdtr(df, -abs(mean) / stderr)),
-        inflation=inflation,
+        mean=float(tests.mean[0]),
+        stderr=float(tests.stderr[0]),
+        df=tests.df,
+        p_value=float(tests.p_value[0]),
+        inflation=float(tests.inflation[0]),
         n=d.size,
-        n_effective=d.size / inflation**2,
-        notes=notes,
+        n_effective=float(tests.n_effective[0]),
+        notes=tests.notes(0, regular and not gaps),
     )
 
 
-def _standard_error(anomaly: Vector, naive: float, method: Method) -> tuple[float, float]:
-    n = anomaly.size
-    if method == "iid":
-        return naive, n - 1
-    if method == "geer":
-        return naive * _ar2_inflation(anomaly), n - 1
-    coefficients = max(1, int(0.4 * n ** (2 / 3)))
-    phase = np.pi * np.outer(np.arange(1, coefficients + 1), np.arange(n) + 0.5) / n
-    cosine = np.sqrt(2 / n) * (np.cos(phase) @ anomaly)
-    return float(np.sqrt(np.mean(cosine**2) / n)), coefficients
+@dataclass(frozen=True, kw_only=True)
+class MeanTests:
+    """Tests of the means of N series of length T; see `TestResult`."""
+
+    n: int
+    df: float
+    mean: Vector
+    stderr: Vector
+    naive: Vector
+    constant: npt.NDArray[np.bool_]
+
+    @property
+    def p_value(self) -> Vector:
+        """Two-sided, (N,)."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            p = 2 * special.stdtr(self.df, -np.abs(self.mean) / self.stderr)
+        return np.where(self.constant, np.where(self.mean == 0, 1.0, 0.0), p)
+
+    @property
+    def inflation(self) -> Vector:
+        """Standard error over the one for independent values, (N,)."""
+        return np.where(self.constant, 1.0, self.stderr / np.where(self.constant, 1.0, self.naive))
+
+    @property
+    def n_effective(self) -> Vector:
+        """T / inflation^2, (N,)."""
+        return np.asarray(self.n / self.inflation**2)
+
+    def half_width(self, level: float) -> Vector:
+        """Of the confidence interval, (N,)."""
+        return np.asarray(special.stdtrit(self.df, 0.5 + level / 2) * self.stderr)
+
+    def notes(self, k: int, regular: bool) -> tuple[str, ...]:
+        """What limits trust in one of the results."""
+        found = {
+            "few starts": self.n < MINIMUM_STARTS,
+            "irregular spacing": not regular,
+            "constant difference": bool(self.constant[k]),
+            "few effective starts": bool(self.n_effective[k] < _FEW_EFFECTIVE),
+            "no estimate of the standard error": bool(np.isnan(self.stderr[k])),
+        }
+        return tuple(note for note, true in found.items() if true)
 
 
-def _ar2_inflation(anomaly: Vector) -> float:
-    """k of Geer (2016); autocovariances divided by T keep the fitted process stationary."""
-    if anomaly.size < 4:
-        return 1.0
-    c0, c1, c2 = (float(anomaly[lag:] @ anomaly[: anomaly.size - lag]) for lag in range(3))
-    r1, r2 = c1 / c0, c2 / c0
-    phi1 = r1 * (1 - r2) / (1 - r1**2)
-    phi2 = (r2 - r1**2) / (1 - r1**2)
-    return float(np.sqrt(1 - r1 * phi1 - r2 * phi2) / (1 - phi1 - phi2))
+def mean_tests(d_TN: Vector, method: Method, horizon: int = 1) -> MeanTests:
+    """`paired_test` of many finite series at once.
 
-
-def benjamini_hochberg(p_values: npt.ArrayLike) -> Vector:
-    """Adjusted p-values that keep the expected share of false discoveries below the level, any shape.
-
-    q_(i) = min over j >= i of m p_(j) / j (Benjamini and Hochberg 1995). NaN marks a test that was not made:
-    it stays NaN and does not count.
+    Raises:
+        ValueError: as `paired_test`.
     """
-    p = np.asarray(p_values, np.float64)
-    out = np.full(p.shape, np.nan)
-    tested = ~np.isnan(p)
-    values = p[tested]
-    order = np.argsort(values)[::-1]
-    scaled = values[order] * values.size / np.arange(values.size, 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled), 1.0)
-    out[tested] = adjusted
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+    n = len(d_TN)
+    if n < 2:
+        raise ValueError(f"a test needs at least 2 paired differences, got {n}")
+    if method in ("hln", "hg") and not 1 <= horizon < n:
+        raise ValueError(f"horizon must lie between 1 and the number of pairs {n} less 1, got {horizon}")
+    mean = d_TN.mean(axis=0)
+    anomaly = d_TN - mean
+    naive = np.sqrt((anomaly * anomaly).sum(axis=0) / (n - 1) / n)
+    # Rounding in the mean makes a constant series vary by a few units in the last place.
+    constant = naive <= 4 * np.finfo(np.float64).eps * np.abs(mean)
+    varied = np.where(constant, np.arange(n)[:, None] % 2, anomaly) if constant.any() else anomaly
+    if method == "iid":
+        stderr, df = naive, n - 1
+    elif method == "geer":
+        stderr, df = naive * _ar2_inflation(varied), n - 1
+    elif method in ("ewc", "ewc_ar1"):
+        stderr, df = _cosine(varied, method == "ewc_ar1")
+    else:
+        variance = _hln_variance if method == "hln" else _hg_variance
+        stderr, df = np.sqrt(variance(varied, horizon) / n), n - 1
+    return MeanTests(
+        n=n, df=df, mean=mean, stderr=np.where(constant, 0.0, stderr), naive=naive, constant=constant
+    )
+
+
+def _autocovariance(anomaly_TN: Vector, lags: int) -> Vector:
+    """Sums over t of a_t a_(t+k) / T for k = 0 ... lags - 1, (lags, N); zero beyond the series."""
+    n = len(anomaly_TN)
+    if lags > 32:
+        spectrum = np.abs(np.fft.rfft(anomaly_TN, 2 * n, axis=0)) ** 2
+        return np.asarray(np.fft.irfft(spectrum, 2 * n, axis=0)[:lags] / n)
+    out = np.zeros((lags, anomaly_TN.shape[1]))
+    for k in range(min(lags, n)):
+        out[k] = (anomaly_TN[k:] * anomaly_TN[: n - k]).sum(axis=0) / n
     return out
 
 
-def sidak(p_values: npt.ArrayLike) -> Vector:
-    """Adjusted p-values that bound the chance of any false discovery: 1 - (1 - p)^m; NaN is not a test."""
-    p = np.asarray(p_values, np.float64)
-    tests = int((~np.isnan(p)).sum())
-    with np.errstate(divide="ignore"):
-        return np.asarray(-np.expm1(tests * np.log1p(-p)))
+def _ar2_inflation(anomaly_TN: Vector) -> Vector:
+    """k of Geer (2016)."""
+    if len(anomaly_TN) < 4:
+        return np.ones(anomaly_TN.shape[1])
+    c0, c1, c2 = _autocovariance(anomaly_TN, 3)
+    r1, r2 = c1 / c0, c2 / c0
+    phi1 = r1 * (1 - r2) / (1 - r1**2)
+    phi2 = (r2 - r1**2) / (1 - r1**2)
+    return np.asarray(np.sqrt(1 - r1 * phi1 - r2 * phi2) / (1 - phi1 - phi2))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BootstrapResult:
-    """Stationary bootstrap of a mean: percentile interval and two-sided p-value of a zero mean."""
+def _cosine(anomaly_TN: Vector, corrected: bool) -> tuple[Vector, int]:
+    """Standard error and degrees of freedom of the equal-weighted cosine estimator."""
+    n = len(anomaly_TN)
+    coefficients = max(1, int(0.4 * n ** (2 / 3)))
+    omega = np.pi * np.arange(1, coefficients + 1) / n
+    power = 2 / n * (np.cos(np.outer(omega, np.arange(n) + 0.5)) @ anomaly_TN) ** 2
+    if corrected:
+        c0, c1 = _autocovariance(anomaly_TN, 2)
+        rho = c1 / c0
+        if n > 8:
+            rho = np.clip((n * rho + 1) / (n - 4), -_LARGEST_RHO, _LARGEST_RHO)
+        power *= 1 + 2 * rho * (1 - np.cos(omega)[:, None]) / (1 - rho) ** 2
+    return np.sqrt(power.mean(axis=0) / n), coefficients
 
-    mean: float
-    low: float
-    high: float
-    p_value: float
-    block: float
+
+def _hln_variance(anomaly_TN: Vector, horizon: int) -> Vector:
+    """Long-run variance of equation 5 of Harvey et al. over the factor of equation 9; NaN if not positive."""
+    n = len(anomaly_TN)
+    covariance = _autocovariance(anomaly_TN, horizon)
+    total = covariance[0] + 2 * covariance[1:].sum(axis=0)
+    factor = (n + 1 - 2 * horizon + horizon * (horizon - 1) / n) / n
+    return np.where(total > 0, total / factor, np.nan)
 
 
-def stationary_bootstrap(
-    differences: npt.ArrayLike,
-    *,
-    seed: int,
-    resamples: int = 2000,
-    block: float | None = None,
-    level: float = 0.95,
-) -> BootstrapResult:
-    """Resample blocks of geometric length (Politis and Romano 1994), wrapping at the end of the series.
+def _hg_variance(anomaly_TN: Vector, horizon: int) -> Vector:
+    """Long-run variance of the fit s x^k to autocovariances, x = exp(-3 / theta).
 
-    Args:
-        differences: d_t, shape (T,).
-        seed: of the resampling; the result is a function of the arguments.
-        resamples: number of series drawn.
-        block: mean block length; by default chosen by Politis and White (2004, corrected 2009).
-        level: of the percentile interval.
-
-    Raises:
-        ValueError: for fewer than 2 differences, values that are not finite, or a block shorter than 1.
+    For given x the best s is linear, so x maximises (sum c_k x^k)^2 / sum x^(2 k): the best of a grid, then
+    bisection of the derivative.
     """
-    d = np.asarray(differences, np.float64).ravel()
-    if d.size < 2 or not np.isfinite(d).all():
-        raise ValueError(
-            f"differences must be at least 2 finite values, got {d.size} values: drop missing pairs"
-        )
-    length = automatic_block_length(d) if block is None else float(block)
-    if length < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
-    rng = np.random.default_rng(seed)
-    fresh = rng.random((resamples, d.size)) < 1 / length
-    fresh[:, 0] = True
-    start = rng.integers(d.size, size=(resamples, d.size))
-    step = np.arange(d.size)
-    last = np.maximum.accumulate(np.where(fresh, step, 0), axis=1)
-    index = (np.take_along_axis(start, last, axis=1) + step - last) % d.size
-    means, mean = d[index].mean(axis=1), float(d.mean())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    extreme = int((np.abs(means - mean) >= abs(mean)).sum())
-    p_value = (1 + extreme) / (1 + resamples)
-    return BootstrapResult(mean=mean, low=float(low), high=float(high), p_value=p_value, block=length)
+    n = len(anomaly_TN)
+    size = max((n - 1) // 2, horizon)
+    lags, covariance = np.arange(size), _autocovariance(anomaly_TN, size)
+    grid = np.append(0.0, np.exp(-3 / np.geomspace(0.3, 30 * n, 96)))
+    powers = grid[:, None] ** lags
+    fit = np.maximum(powers @ covariance, 0) ** 2 / (powers**2).sum(axis=1)[:, None]
+    best = fit.argmax(axis=0)
+    low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
+    for _ in range(60):
+        middle = (low + high) / 2
+        rising = _slope(middle, covariance) > 0
+        low, high = np.where(rising, middle, low), np.where(rising, high, middle)
+    x = (low + high) / 2
+    power = x ** lags[:, None]
+    scale = (power * covariance).sum(axis=0) / (power**2).sum(axis=0)
+    total = scale * (1 + 2 * (x ** np.arange(1, n)[:, None]).sum(axis=0))
+    return np.where(total > 0, total, np.nan)
 
 
-def automatic_block_length(series: npt.ArrayLike) -> float:
-    """Mean block length that minimises the error of the bootstrap variance of a mean, shape (T,) in.
-
-    Politis and White (2004, Econometric Reviews 23, 53) as corrected by Patton, Politis and White (2009):
-    b = (G^2 T / (g0^2))^(1/3) with G = sum lambda |k| R(k), g0 = sum lambda R(k) over a flat-top window.
-    """
-    d = np.asarray(series, np.float64).ravel()
-    n = d.size
-    anomaly = d - d.mean()
-    if not anomaly.any():
-        return 1.0
-    run = max(5, int(np.ceil(np.sqrt(np.log10(n)))))
-    largest = min(n - 1, int(np.ceil(np.sqrt(n))) + run)
-    covariance = np.array([anomaly[k:] @ anomaly[: n - k] for k in range(largest + 1)]) / n
-    small = np.abs(covariance[1:]) < 2 * np.sqrt(np.log10(n) / n) * covariance[0]
-    quiet: Any = (i for i in range(len(small) - run + 1) if small[i : i + run].all())
-    cut = min(2 * max(next(quiet, len(small)), 1), largest)
-    lags = np.arange(-cut, cut + 1)
-    window = np.clip(2 * (1 - np.abs(lags) / cut), 0, 1)
-    weighted = window * covariance[np.abs(lags)]
-    scale = float(np.abs(lags) @ weighted) ** 2 / max(float(weighted.sum()) ** 2, np.finfo(float).tiny)
-    return float(np.clip((scale * n) ** (1 / 3), 1, np.ceil(min(3 * np.sqrt(n), n / 3))))
+def _slope(x: Vector, covariance: Vector) -> Vector:
+    """Sign of the derivative of (sum c_k x^k)^2 / sum x^(2 k) where the first sum is positive."""
+    lags = np.arange(len(covariance))[:, None]
+    power = x**lags
+    derivative = np.zeros_like(power)
+    derivative[1:] = lags[1:] * power[:-1]
+    a, b = (covariance * power).sum(axis=0), (power**2).sum(axis=0)
+    return np.asarray((covariance * derivative).sum(axis=0) * b - a * (power * derivative).sum(axis=0))

@@ -18,6 +18,7 @@ from ._statistics import (
     MeanError,
     MeanSquareError,
     RankCounts,
+    RootMeanSquareError,
     Variance,
     VarianceOfMean,
 )
@@ -38,9 +39,17 @@ class Metric(ABC):
         vector: whether the value has a last axis of its own.
     """
 
-    goal: ClassVar[Goal] = "low"
-    unit: ClassVar[str] = "channel"
     vector: ClassVar[bool] = False
+
+    @property
+    def unit(self) -> str:
+        """ "channel" for that of the channel, its "square", or "1"."""
+        return "channel"
+
+    @property
+    def goal(self) -> Goal:
+        """What is better."""
+        return "low"
 
     @property
     @abstractmethod
@@ -74,13 +83,18 @@ class Metric(ABC):
             raise ValueError(
                 f"expected type {cls.__name__!r} and settings out of {sorted(known)}, got {dict(data)}"
             )
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "type"}
-        return cls(**plain)
+        return cls(**{k: _tuples(v) for k, v in data.items() if k != "type"})
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a parameter that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def _tuples(value: Any) -> Any:
+    """JSON lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -123,51 +137,79 @@ class MSE(Metric):
 
 @dataclass(frozen=True)
 class RMSE(Metric):
-    """Root mean squared error of the ensemble mean; the root follows the mean over init times.
+    """Root mean squared error of the ensemble mean.
 
     debiased: subtract variance / M first, the expectation for an ensemble of infinite size.
+    root: "after" the mean over init times (WeatherBench 2, WMO). "each" takes the mean over init times of the
+        root at each, which is smaller and common in older papers.
     """
 
     debiased: bool = False
+    root: str = "after"
+
+    def __post_init__(self) -> None:
+        _one_of("root", self.root, ("after", "each"))
+        if self.debiased and self.root == "each":
+            raise ValueError('debiased needs root="after": at one init time the difference can be negative')
 
     @property
     def name(self) -> str:
         """See `Metric.name`."""
-        return "rmse_debiased" if self.debiased else "rmse"
+        return "rmse" + "_debiased" * self.debiased + "_root_each" * (self.root == "each")
 
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
+        if self.root == "each":
+            return (RootMeanSquareError(),)
         return (MeanSquareError(), VarianceOfMean()) if self.debiased else (MeanSquareError(),)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
+        if self.root == "each":
+            return means[RootMeanSquareError().id]
         mse = means[MeanSquareError().id]
         return np.asarray(np.sqrt(mse - means[VarianceOfMean().id] if self.debiased else mse))
 
 
 @dataclass(frozen=True)
 class CRPS(Metric):
-    """Continuous ranked probability score: "fair" (unbiased in M) or "biased" (empirical distribution)."""
+    """Continuous ranked probability score.
+
+    "fair": unbiased in M. "biased": of the empirical distribution. "almost_fair": alpha fair +
+    (1 - alpha) biased, a training loss (Lang et al. 2024, arXiv 2412.15832).
+
+    Raises:
+        ValueError: for another kind, or an alpha that is missing, out of [0, 1] or of no use.
+    """
 
     kind: str = "fair"
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("fair", "biased"))
+        _one_of("kind", self.kind, ("fair", "biased", "almost_fair"))
+        if (self.kind == "almost_fair") != (self.alpha is not None and 0 <= self.alpha <= 1):
+            raise ValueError(
+                'kind "almost_fair" needs an alpha in [0, 1] and other kinds none, got '
+                f"kind={self.kind!r}, alpha={self.alpha!r}"
+            )
 
     @property
     def name(self) -> str:
         """See `Metric.name`."""
-        return f"crps_{self.kind}"
+        return f"crps_{self.kind}" + ("" if self.alpha is None else f"(alpha={self.alpha!r})")
 
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
-        return (CrpsFair() if self.kind == "fair" else CrpsBiased(),)
+        both = {"fair": CrpsFair(), "biased": CrpsBiased()}
+        return tuple(both.values()) if self.alpha is not None else (both[self.kind],)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
-        return means[self.statistics[0].id]
+        if self.alpha is None:
+            return means[self.statistics[0].id]
+        return self.alpha * means[CrpsFair().id] + (1 - self.alpha) * means[CrpsBiased().id]
 
 
 @dataclass(frozen=True)
@@ -259,7 +301,9 @@ STANDARD_METRICS: tuple[Metric, ...] = (
 )
 
 
-def linearised(metric: Metric, series: Mapping[str, Vector]) -> tuple[float, Vector]:
+def linearised(
+    metric: Metric, series: Mapping[str, Vector], weights: Mapping[str, Vector] | None = None
+) -> tuple[Vector, Vector]:
     """Value of a scalar metric at the means of its statistics, and its linearisation at every init time.
 
     With means m and gradient g, the second is value + sum_k g_k (s_kt - m_k): a series whose mean is the
@@ -268,25 +312,43 @@ def linearised(metric: Metric, series: Mapping[str, Vector]) -> tuple[float, Vec
 
     Args:
         metric: not a vector.
-        series: statistics (T,) or (T, K) by id.
+        series: statistics by id, (T, ...), those of several numbers (T, ..., K).
+        weights: of each init time in the means, (T, ...) by id; equal by default.
+
+    Returns:
+        Value (...) and linearisation (T, ...).
     """
-    means = {name: s.mean(axis=0) for name, s in series.items()}
+    vectors = {s.id for s in metric.statistics if s.vector}
+    means, away = {}, {}
+    for name, s in series.items():
+        if weights is None:
+            means[name] = s.mean(axis=0)
+            away[name] = s - means[name]
+        else:
+            scale = weights[name] / weights[name].mean(axis=0)
+            scale = scale[..., None] if name in vectors else scale
+            means[name] = (scale * s).mean(axis=0)
+            away[name] = scale * (s - means[name])
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float(metric.value(means))
-        out = np.full(len(next(iter(series.values()))), value)
-        for name, s in series.items():
-            away = (s - means[name]).reshape(len(s), -1)
-            for k in range(away.shape[1]):
-                out += away[:, k] * _slope(metric, means, name, k)
+        value = np.asarray(metric.value(means), np.float64)
+        out = np.repeat(value[None], len(next(iter(series.values()))), axis=0)
+        for name in series:
+            if name in vectors:
+                # Vectors of fewer numbers than others end in NaN.
+                change = np.where(np.isnan(means[name]), 0, away[name])
+                for k in range(change.shape[-1]):
+                    out += change[..., k] * _slope(metric, means, name, (..., k))
+            else:
+                out += away[name] * _slope(metric, means, name, ...)
     return value, out
 
 
 _STEP = 1e-40
 
 
-def _slope(metric: Metric, means: Mapping[str, Vector], name: str, k: int) -> float:
-    """Derivative of the value by component k of one mean."""
+def _slope(metric: Metric, means: Mapping[str, Vector], name: str, where: Any) -> Vector:
+    """Derivative of the value by one component of one mean."""
     moved = np.array(means[name], np.complex128)
-    moved.reshape(-1)[k] += 1j * _STEP * max(abs(moved.reshape(-1)[k]), 1.0)
-    step = moved.reshape(-1)[k].imag
-    return float(np.imag(metric.value({**means, name: moved if moved.ndim else moved[()]})) / step)
+    step = _STEP * np.maximum(np.abs(moved[where]), 1.0)
+    moved[where] += 1j * step
+    return np.asarray(np.imag(metric.value({**means, name: moved if moved.ndim else moved[()]})) / step)

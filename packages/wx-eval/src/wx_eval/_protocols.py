@@ -29,6 +29,14 @@ class ForecastChunk(Protocol):
     def values(self) -> npt.NDArray[Any]: ...
 
 
+class Comm(Protocol):
+    """Ranks that each hold some rows of the grid, see `Band`."""
+
+    def sum(self, array: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
+        """Sum of this array over all ranks, the same on each of them; they call it equally often."""
+        ...
+
+
 class History(Protocol):
     """A series of atmospheric states that is read when needed: a truth or the data behind a baseline.
 
@@ -54,6 +62,10 @@ class Climatology(Protocol):
     def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
         """A field with dims (channel, latitude, longitude) or (channel, point).
 
-        statistic: "mean", "std", "quantile(<probability>)", "seeps_dry_fraction", "seeps_threshold".
+        Coordinates latitude, longitude and `units` along channel are checked against the truth where it has
+        them. A channel without the statistic is absent.
+
+        statistic: "mean", "std", "quantile(<probability>)", "seeps_threshold", or "seeps_dry_fraction", which
+            is the mean over all hours and days.
         """
         ...

@@ -1,8 +1,10 @@
-"""Fields to indexed PNG images and to coast lines."""
+"""Fields as indexed images, PNG, and coast lines."""
 
 import base64
 import struct
 import zlib
+from functools import cache
+from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
@@ -34,15 +36,20 @@ def palette(scale: Scale, size: int = 255) -> npt.NDArray[np.uint8]:
     return np.round(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def field_image(field: npt.ArrayLike, limits: tuple[float, float], scale: Scale, width: int = 480) -> str:
-    """Data URI of a field (H, W), bilinear in between and periodic in longitude; NaN is grey."""
+def field_image(
+    field: npt.ArrayLike, limits: tuple[float, float], scale: Scale, width: int = 480
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Palette index (h, w) and colours (256, 3) of a field (H, W).
+
+    Bilinear in between and periodic in longitude; NaN is grey.
+    """
     values = np.asarray(field, np.float64)
     fine = _magnify(values, max(1, round(width / values.shape[1])))
     low, high = limits
     with np.errstate(invalid="ignore"):
         level = np.clip(np.round((fine - low) / (high - low) * 254), 0, 254)
     index = np.where(np.isfinite(level), level, 255).astype(np.uint8)
-    return data_uri(index, np.vstack([palette(scale), _MISSING]).astype(np.uint8))
+    return index, np.vstack([palette(scale), _MISSING]).astype(np.uint8)
 
 
 def data_uri(index: npt.NDArray[np.uint8], colours: npt.NDArray[np.uint8]) -> str:
@@ -94,3 +101,18 @@ def _crossing(field: npt.NDArray[Any], a: tuple[int, int], b: tuple[int, int]) -
         return None
     t = at_a / (at_a - at_b)
     return float(a[1] + t * (b[1] - a[1])), float(a[0] + t * (b[0] - a[0]))
+
+
+@cache
+def earth_coasts() -> tuple[npt.NDArray[np.float64], ...]:
+    """Coast lines of the Earth, longitude -180..180 and latitude in degrees, (n, 2) each.
+
+    Natural Earth 4.1, 1:110 million, public domain, rounded to 0.1 degrees.
+    """
+    with files("wx_eval").joinpath("coast.npy").open("rb") as stream:
+        points = np.load(stream)
+    ends = np.flatnonzero(points[:, 0] == _END)
+    return tuple(points[a:b] / 10 for a, b in zip([0, *(ends[:-1] + 1)], ends, strict=True))
+
+
+_END = 32767

@@ -51,21 +51,30 @@ class Conventions:
         weights: name of the weights or "custom:<hash>".
         grid: shape and hash of the coordinates.
         climatology: name of the climatology, "" when nothing needed one.
+        preset: label of the preset, "" without one.
+        interpolation: how forecasts were brought to the points of the truth, "" when they were on them.
         regions: hash of the mask of each region.
         units: unit of each channel, "" when neither side states it.
+        truth_models: names of models whose own analysis the truth is, which favours them at first.
     """
 
     truth: str
     weights: str
     grid: str
     climatology: str = ""
+    preset: str = ""
+    interpolation: str = ""
     regions: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
+    truth_models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "truth_models", tuple(sorted(self.truth_models)))
 
     @property
     def digest(self) -> str:
-        """Hash of what must agree between two sets of records: all but the lists of regions and units."""
-        shared = {k: v for k, v in asdict(self).items() if k not in ("regions", "units")}
+        """Hash of what must agree between two sets of records: no lists of regions, units and models."""
+        shared = {k: v for k, v in asdict(self).items() if k not in ("regions", "units", "truth_models")}
         return hashlib.sha256(json.dumps([_FORMAT, shared], sort_keys=True).encode()).hexdigest()[:16]
 
     def union(self, other: Conventions) -> Conventions:
@@ -74,7 +83,7 @@ class Conventions:
         Raises:
             ValueError: naming the first choice on which the two differ.
         """
-        for name in ("truth", "weights", "grid", "climatology"):
+        for name in ("truth", "weights", "grid", "climatology", "preset", "interpolation"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs and not (name == "climatology" and "" in (mine, theirs)):
                 raise ValueError(f"records with different {name} cannot be combined: {mine!r} and {theirs!r}")
@@ -92,6 +101,7 @@ class Conventions:
             climatology=self.climatology or other.climatology,
             regions={**self.regions, **other.regions},
             units={**self.units, **other.units},
+            truth_models=tuple({*self.truth_models, *other.truth_models}),
         )
 
 
@@ -102,18 +112,22 @@ class Records:
     Rows are sorted by key and statistics by name, so the same rows are the same table however they were
     computed and merged. A row with n = 0 and null statistics records a forecast that had no truth. `members`
     is M, `n` the number of points that were scored, `n_missing` that of points without truth, `sum_w` the
-    weight that was scored. A statistic is null where it does not exist, such as the variance of a single member; one
-    that exists at some of the scored points only has its own weight in the column with ".w" at its end.
+    weight that was scored. A statistic is null where it does not exist, such as the variance of a single
+    member; one that exists at some of the scored points only has its own weight in the column with ".w" at
+    its end.
 
     Args:
         table: with the columns of `SCHEMA` and one per statistic.
         conventions: of all rows.
         metrics: settings of the metrics that the statistics were kept for, by name.
+        runs: JSON data from which the rows of each model can be made again; its form is that of whoever made
+            them. `wx-eval run` keeps its configuration here.
     """
 
     table: pa.Table
     conventions: Conventions
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", _canonical(self.table))
@@ -170,12 +184,13 @@ class Records:
         Raises:
             ValueError: when conventions differ or one statistic of one key has two values.
         """
-        conventions, metrics = self.conventions, dict(self.metrics)
+        conventions, metrics, runs = self.conventions, dict(self.metrics), self.runs
         for other in others:
             conventions = conventions.union(other.conventions)
             metrics |= other.metrics
+            runs = _all_runs(runs, other.runs)
         tables = [self.table, *(o.table for o in others)]
-        return Records(pa.concat_tables(tables, promote_options="default"), conventions, metrics)
+        return Records(pa.concat_tables(tables, promote_options="default"), conventions, metrics, runs)
 
     def select(
         self,
@@ -208,7 +223,7 @@ class Records:
                     "timedelta64[s]" if column == "lead_time" else "datetime64[s]"
                 )
                 table = table.filter(pc.is_in(table[column], pa.array(wanted, kind)))
-        return Records(table, self.conventions, self.metrics)
+        return Records(table, self.conventions, self.metrics, self.runs)
 
     def to_xarray(self, statistics: Iterable[str] | None = None) -> xr.Dataset:
         """Dense arrays (model, channel, region, lead_time, init_time) with NaN where there is no row.
@@ -265,6 +280,7 @@ class Records:
             "conventions": asdict(self.conventions),
             "conventions_hash": self.conventions.digest,
             "metrics": {name: dict(settings) for name, settings in self.metrics.items()},
+            "runs": self.runs,
         }
         table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(payload, sort_keys=True)})
         pq.write_table(table, path, compression="zstd")
@@ -285,7 +301,19 @@ class Records:
                 "write it with Records.to_parquet"
             )
         conventions = Conventions(**payload["conventions"])
-        return cls(table.replace_schema_metadata(None), conventions, payload["metrics"])
+        runs = payload.get("runs", {})
+        return cls(table.replace_schema_metadata(None), conventions, payload["metrics"], runs)
+
+
+def _all_runs(
+    a: Mapping[str, Sequence[Mapping[str, Any]]], b: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """Different runs of each model, in an order of their own."""
+    out: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for model in sorted({*a, *b}):
+        texts = {json.dumps(run, sort_keys=True) for run in (*a.get(model, ()), *b.get(model, ()))}
+        out[model] = [json.loads(text) for text in sorted(texts)]
+    return out
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:

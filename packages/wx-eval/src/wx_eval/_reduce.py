@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
+import numpy.typing as npt
 
 from ._grid import Array, Grid, Vector
 from ._regions import Mask
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Points of one region in some rows, counted from the first point of these rows.
+
+    Attributes:
+        rows: those with points.
+        points: of these rows; a slice where they are neighbours.
+        first: position in `points` of the first one of each row.
+        line: row of each point.
+        weight: of each point.
+    """
+
+    rows: npt.NDArray[np.intp]
+    points: npt.NDArray[np.intp] | slice
+    first: npt.NDArray[np.intp]
+    line: npt.NDArray[np.intp]
+    weight: Vector
 
 
 class Reducer:
     """Sums of fields over the regions of one grid.
 
-    A region is summed along every row of the grid, point after point, and then row after row, in float64. So
-    its bits depend on the grid, its own mask and the field alone: not on the other regions, nor on how many
-    rows, channels or statistics are handled at a time.
+    A region is summed along every row of the grid, and then row after row, in float64. The sum of a row needs
+    the points of that row alone. So the bits depend on the grid, the mask of the region and the field: not on
+    the other regions, nor on how many rows, channels or statistics are handled at a time or where.
 
     Args:
         grid: points.
@@ -27,15 +51,11 @@ class Reducer:
     def __init__(self, grid: Grid, masks: Mapping[str, Mask], weight: Vector) -> None:
         self.grid, self.regions = grid, tuple(masks)
         self._edges = grid.edges
-        points = [np.flatnonzero(mask) for mask in masks.values()]
-        point = np.concatenate(points)
-        region = np.repeat(np.arange(len(points)), [len(p) for p in points])
-        line = (np.searchsorted(self._edges, point, side="right") - 1) * len(points) + region
-        order = np.lexsort((point, line))
-        self._point = point[order].astype(np.int32)
-        self._weight = weight[self._point]
-        self._matrices: dict[tuple[int, int, bool], sparse.csr_array] = {}
-        self._first = np.searchsorted(line[order], np.arange(self.rows * len(points) + 1))
+        self._weight = weight
+        self._points = [np.flatnonzero(mask) for mask in masks.values()]
+        self._first = [np.searchsorted(points, self._edges) for points in self._points]
+        self._bands: dict[tuple[int, int], list[_Band]] = {}
+        self._matrices: dict[tuple[int, int], sparse.csr_array] = {}
 
     @property
     def rows(self) -> int:
@@ -46,34 +66,151 @@ class Reducer:
         """The points of some rows."""
         return slice(int(self._edges[rows.start]), int(self._edges[rows.stop]))
 
-    def bands(self, points: int) -> list[slice]:
-        """Cut the rows into bands of about so many points."""
+    def bands(self, rows: slice, points: int) -> list[slice]:
+        """Cut rows into bands of about so many points."""
         step = max(1, points // int(np.diff(self._edges).max()))
-        return [slice(r, min(r + step, self.rows)) for r in range(0, self.rows, step)]
+        return [slice(r, min(r + step, rows.stop)) for r in range(rows.start, rows.stop, step)]
 
-    def add(
-        self, total_RK: Vector, field_NK: Array | sparse.csr_array, rows: slice, *, weighted: bool = True
-    ) -> None:
-        """Add sum_i w_i field_ik over the points of each region in some rows to `total_RK`, in place.
+    def sums(self, field: Array, rows: slice, *, weighted: bool = True) -> Vector:
+        """sum_i w_i field_i over each row of each region: (rows, R, C, K) from (C, N) or (C, N, K).
 
-        Bands must follow one another from the first row to the last. Without `weighted`, w is 1.
+        Without `weighted`, w is 1.
         """
-        sums = self._matrix(rows, weighted) @ field_NK
-        if sparse.issparse(sums):
-            sums = sums.toarray()
-        for row in sums.reshape(rows.stop - rows.start, *total_RK.shape):
-            np.add(total_RK, row, out=total_RK)
+        full = field if field.ndim == 3 else field[..., None]
+        out = np.zeros((rows.stop - rows.start, len(self.regions), full.shape[0], full.shape[2]))
+        for region, band in enumerate(self._of(rows)):
+            if band.rows.size:
+                weight = band.weight[:, None] if field.ndim == 3 else band.weight
+                picked = _take(field, band.points)
+                product = picked * weight if weighted else picked.astype(np.float64)
+                summed = np.add.reduceat(product, band.first, axis=1)
+                out[band.rows, region] = np.moveaxis(summed.reshape(len(full), -1, full.shape[2]), 1, 0)
+        return out
 
-    def _matrix(self, rows: slice, weighted: bool) -> sparse.csr_array:
-        """((row, region), point) of a band."""
-        key = rows.start, rows.stop, weighted
+    def rank_sums(
+        self, below_N: Array, tied_N: Array, scored_N: npt.NDArray[np.bool_], members: int, rows: slice
+    ) -> Vector:
+        """Weight of every rank in each row of each region, (rows, R, M + 1).
+
+        A point spreads its weight evenly from rank `below` to rank `below` + `tied`.
+        """
+        out = np.zeros((rows.stop - rows.start, len(self.regions), members + 1))
+        for region, band in enumerate(self._of(rows)):
+            used, weight, line = scored_N[band.points], band.weight, band.line
+            below, tied = (a[band.points].astype(np.intp) for a in (below_N, tied_N))
+            if not used.all():
+                weight, line, below, tied = weight[used], line[used], below[used], tied[used]
+            out[:, region] = _rank_weights(line, below, tied, weight, out.shape[0], members)
+        return out
+
+    def sparse_sums(self, field_NK: sparse.csr_array, rows: slice) -> Vector:
+        """sum_i w_i field_ik over each row of each region, (rows, R, K)."""
+        key = rows.start, rows.stop
         if key not in self._matrices:
-            self._matrices[key] = self._make(rows, weighted)
-        return self._matrices[key]
+            self._matrices[key] = self._matrix(rows)
+        summed: Vector = (self._matrices[key] @ field_NK).toarray()
+        return summed.reshape(rows.stop - rows.start, len(self.regions), -1)
 
-    def _make(self, rows: slice, weighted: bool) -> sparse.csr_array:
-        first = self._first[rows.start * len(self.regions) : rows.stop * len(self.regions) + 1]
-        part, points = slice(first[0], first[-1]), self.points(rows)
-        weight = self._weight[part] if weighted else np.ones(part.stop - part.start)
-        shape = (len(first) - 1, points.stop - points.start)
-        return sparse.csr_array((weight, self._point[part] - points.start, first - first[0]), shape=shape)
+    def product_sums(self, vectors_VN: Vector, rows: slice, *, weighted: bool = True) -> Vector:
+        """sum_i w_i x_ui x_vi over each row of each region, (rows, R, V, V)."""
+        size = len(vectors_VN)
+        out = np.zeros((rows.stop - rows.start, len(self.regions), size, size))
+        for region, band in enumerate(self._of(rows)):
+            ends = [*band.first, band.weight.size]
+            points = np.arange(vectors_VN.shape[1])[band.points]
+            for row, start, stop in zip(band.rows, ends[:-1], ends[1:], strict=True):
+                x = vectors_VN[:, points[start:stop]]
+                out[row, region] = (x * band.weight[start:stop] if weighted else x) @ x.T
+        return out
+
+    def _of(self, rows: slice) -> list[_Band]:
+        """The bands of all regions."""
+        key = rows.start, rows.stop
+        if key not in self._bands:
+            self._bands[key] = [self._band(region, rows) for region in range(len(self.regions))]
+        return self._bands[key]
+
+    def _band(self, region: int, rows: slice) -> _Band:
+        first = self._first[region][rows.start : rows.stop + 1]
+        points = self._points[region][first[0] : first[-1]]
+        held = np.diff(first)
+        neighbours = points.size and points[-1] - points[0] + 1 == points.size
+        start = int(points[0] - self._edges[rows.start]) if points.size else 0
+        return _Band(
+            rows=np.flatnonzero(held),
+            points=slice(start, start + points.size) if neighbours else points - self._edges[rows.start],
+            first=(first[:-1] - first[0])[held > 0],
+            line=np.repeat(np.arange(held.size), held),
+            weight=self._weight[points],
+        )
+
+    def _matrix(self, rows: slice) -> sparse.csr_array:
+        """((row, region), point) of a band."""
+        from scipy import sparse
+
+        bands, points = self._of(rows), self.points(rows)
+        size = points.stop - points.start
+        line = np.concatenate([band.line * len(bands) + r for r, band in enumerate(bands)])
+        point = np.concatenate([np.arange(size)[band.points] for band in bands])
+        order = np.lexsort((point, line))
+        shape = ((rows.stop - rows.start) * len(bands), size)
+        first = np.searchsorted(line[order], np.arange(shape[0] + 1))
+        weight = np.concatenate([band.weight for band in bands])[order]
+        return sparse.csr_array((weight, point[order], first), shape=shape)
+
+
+def _take(field: Array, points: npt.NDArray[np.intp] | slice) -> Array:
+    return field[:, points] if isinstance(points, slice) else np.take(field, points, axis=1)
+
+
+def add_rows(total: Vector, rows: Vector) -> None:
+    """Add rows (rows, *S) to a total (*S) in place, one after the other."""
+    for row in rows:
+        np.add(total, row, out=total)
+
+
+def _rank_weights(
+    line: npt.NDArray[np.intp],
+    below: npt.NDArray[np.intp],
+    tied: npt.NDArray[np.intp],
+    weight: Vector,
+    lines: int,
+    members: int,
+) -> Vector:
+    """(lines, M + 1) from the points in order of their lines.
+
+    Fields with a bound, such as precipitation, tie many members at it: these runs start at the first rank or
+    end at the last one and are cumulated, whatever their length. Only the rest is written out.
+    """
+    free = np.flatnonzero(tied == 0)
+    if free.size == tied.size:
+        return _histogram(line, below, weight, lines, members)
+    out = _histogram(line[free], below[free], weight[free], lines, members)
+    held = np.flatnonzero(tied)
+    line, below, tied = line[held], below[held], tied[held]
+    share = weight[held] / (tied + 1)
+    low = below == 0
+    high = ~low & (below + tied == members)
+    if low.any():
+        run = _histogram(line[low], tied[low], share[low], lines, members)
+        out += np.cumsum(run[:, ::-1], axis=1)[:, ::-1]
+    if high.any():
+        out += np.cumsum(_histogram(line[high], below[high], share[high], lines, members), axis=1)
+    rest = np.flatnonzero(~low & ~high)
+    if rest.size:
+        entries = tied[rest] + 1
+        ends = np.cumsum(entries)
+        place = np.arange(ends[-1]) + np.repeat(below[rest] - ends + entries, entries)
+        line, share = np.repeat(line[rest], entries), np.repeat(share[rest], entries)
+        out += _histogram(line, place, share, lines, members)
+    return out
+
+
+def _histogram(
+    line: npt.NDArray[np.intp], rank: npt.NDArray[np.intp], weight: Vector, lines: int, members: int
+) -> Vector:
+    """(lines, M + 1) sums of weights."""
+    place = line * (members + 1) + rank
+    # Of no points at all bincount makes integers.
+    counts = np.bincount(place, weight, lines * (members + 1)).astype(np.float64, copy=False)
+    return counts.reshape(lines, members + 1)

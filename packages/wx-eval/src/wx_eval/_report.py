@@ -1,85 +1,27 @@
-"""One self-contained HTML page."""
+"""One self-contained HTML page, and its figures as files."""
 
+from __future__ import annotations
+
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from . import _charts, _raster
-from ._compare import Comparison
-
-_NAMES = {
-    "crps_fair": "fair CRPS",
-    "crps_biased": "CRPS of the empirical distribution",
-    "rmse": "RMSE of the ensemble mean",
-    "mae": "MAE of the ensemble mean",
-    "bias": "bias of the ensemble mean",
-    "spread": "ensemble spread",
-    "spread_skill_raw": "spread / skill, raw",
-    "spread_skill_fortin": "spread / skill after Fortin et al. (2014)",
-    "spread_skill_debiased": "spread / debiased skill",
-}
-
-_STYLE = """
-:root { --ink: #1d2733; --soft: #5b6875; --line: #dfe4e8; --accent: #0b5a94; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f6f8; color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header, main, footer { max-width: 1300px; margin: 0 auto; padding: 0 28px; }
-header { padding-top: 34px; padding-bottom: 6px; }
-h1 { font-size: 29px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.01em; }
-header p { margin: 0; color: var(--soft); font-size: 16px; }
-nav { max-width: 1300px; margin: 12px auto 0; padding: 0 28px; font-size: 13px; }
-nav a { color: var(--accent); text-decoration: none; margin-right: 18px; white-space: nowrap; }
-nav a:hover { text-decoration: underline; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 8px; margin: 18px 0;
-  padding: 18px 24px 20px; }
-h2 { font-size: 19px; margin: 0 0 8px; }
-p { margin: 0 0 10px; max-width: 82ch; }
-.panels { display: flex; flex-wrap: wrap; gap: 14px 22px; align-items: flex-start; }
-.scroll { overflow-x: auto; }
-svg { max-width: none; font-family: inherit; }
-svg .title { font-size: 12px; font-weight: 600; fill: var(--ink); }
-svg .label { font-size: 11.5px; fill: var(--ink); }
-svg .tick { font-size: 10px; fill: var(--soft); }
-svg .unit { font-size: 10px; fill: var(--soft); }
-svg .mid { text-anchor: middle; } svg .end { text-anchor: end; }
-svg .grid { stroke: #e8ecef; } svg .axis { stroke: #9aa5af; }
-svg .reference { stroke: #5b6875; stroke-dasharray: 4 3; }
-svg .bar { fill: #5a9dcd; }
-svg .coast { fill: none; stroke: #10161c; stroke-width: 0.8; stroke-opacity: 0.75; }
-svg .graticule { stroke: #10161c; stroke-width: 0.4; stroke-opacity: 0.22; }
-svg .frame { fill: none; stroke: #9aa5af; stroke-width: 0.8; }
-.key { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 13px; margin: 2px 0 12px; }
-.key svg { vertical-align: -2px; margin-right: 6px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 16px; font-size: 13px;
-  margin: 12px 0 0; }
-dt { color: var(--soft); } dd { margin: 0; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-pre { background: #f4f6f8; border: 1px solid var(--line); border-radius: 6px; padding: 10px 14px;
-  overflow-x: auto;
-  font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; }
-.caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: none; }
-footer { color: var(--soft); font-size: 12.5px; padding-bottom: 34px; }
-@media print { body { background: #fff; } nav { display: none; }
-  section { break-inside: avoid; border: none; padding: 0; } }
-"""
-_HATCH = (
-    '<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>'
-    '<pattern id="untested" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="5" height="5" fill="#f5f5f3"/>'
-    '<line x1="0" x2="0" y1="0" y2="5" stroke="#b4bcc4" stroke-width="1.5"/></pattern></defs></svg>'
-)
+from . import _card, _charts, _page, _raster
+from ._card import days, metric_title, unit_text
+from ._charts import DASHES, Axes, Reliability, Series, colour
+from ._compare import OWN_ANALYSIS, Cell, Comparison
+from ._figure import Figure, arranged, framed
+from ._inference import MINIMUM_STARTS
+from ._records import Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +36,8 @@ class Map:
         units: at the colour bar.
         scale: "sequential", or "diverging" around zero.
         limits: ends of the colour scale; by default the 1st to 99th percentile.
-        land: mask or fraction (H, W) whose 0.5 contour is drawn as a coast line.
+        land: mask or fraction (H, W) whose 0.5 contour is drawn as a coast line, or "earth" for the coasts of
+            the Earth.
     """
 
     title: str
@@ -104,13 +47,15 @@ class Map:
     units: str = ""
     scale: _raster.Scale = "sequential"
     limits: tuple[float, float] | None = None
-    land: npt.NDArray[Any] | None = None
+    land: npt.NDArray[Any] | Literal["earth"] | None = None
 
     def __post_init__(self) -> None:
         shape = (np.size(self.latitude), np.size(self.longitude))
         for name in ("field", "land"):
             array = getattr(self, name)
-            if array is not None and np.shape(array) != shape:
+            if isinstance(array, str) and array != "earth":
+                raise ValueError(f'land of map {self.title!r} must be an array or "earth", got {array!r}')
+            if array is not None and not isinstance(array, str) and np.shape(array) != shape:
                 raise ValueError(
                     f"{name} of map {self.title!r} must have shape {shape}, got {np.shape(array)}"
                 )
@@ -119,65 +64,116 @@ class Map:
 class Report:
     """A page that is built section by section and written to one file without external parts.
 
-    Every method but `html` and `write` adds a section and returns the report, so that calls can be chained.
-    The page is a function of its inputs alone: no date, no random identifiers.
+    Every method but `html`, `write` and `export` adds a section and returns the report, so that calls can be
+    chained. The page is a function of its inputs alone: no date, no random identifiers.
+
+    Args:
+        title: of the page.
+        subtitle: below it.
+        data: path of the records, relative to the page, that scorecards link to.
+        command: the one command that makes the page again, shown with every scorecard.
     """
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
+    def __init__(self, title: str, subtitle: str = "", *, data: str = "", command: str = "") -> None:
         self.title = title
         self.subtitle = subtitle
+        self.data = data
+        self.command = command
+        self.figures: dict[str, Figure] = {}
         self._sections: list[tuple[str, str]] = []
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Records,
+        *,
+        baseline: str | None = None,
+        metrics: Sequence[str] | None = None,
+        title: str | None = None,
+        data: str = "",
+        command: str = "",
+        alpha: float = 0.05,
+        seed: int = 0,
+    ) -> Self:
+        """A whole page: cards against a baseline, curves, diagrams, tables, settings.
+
+        Scorecards follow the preset of the records, if there is one. Diagrams appear where the records hold
+        what they need: `RankHistogram`, `PowerSpectrum`, `SpectralRatio`, `Coherence`, `EventFrequencies`.
+
+        Args:
+            records: of one or more models.
+            baseline: model that all others are compared with; by default the first by name.
+            metrics: of the cards; by default those of the preset, or fair CRPS and RMSE.
+            title: of the page.
+            data: path of the records, relative to the page, to link to.
+            command: that makes the page again.
+            alpha: level of significance.
+            seed: of the resampling behind consistency bars.
+
+        Raises:
+            ValueError: for a baseline or metric that the records do not hold, or for no rows.
+        """
+        from ._overview import fill
+
+        names = records.models
+        if not names:
+            raise ValueError("the records have no rows: there is nothing to report")
+        if baseline is not None and baseline not in names:
+            raise ValueError(f"no model {baseline!r} in the records, which hold {names}")
+        reference = names[0] if baseline is None else baseline
+        shown = title or (f"Verification of {', '.join(names)}" if len(names) < 4 else "Verification")
+        report = cls(shown, f"against {records.conventions.truth}", data=data, command=command)
+        fill(report, records, reference, metrics, alpha, seed)
+        return report
 
     def text(self, heading: str, *paragraphs: str) -> Self:
         """Plain paragraphs."""
-        return self._add(heading, _paragraphs(paragraphs))
+        return self._add(heading, _page.paragraphs(paragraphs))
 
     def code(self, heading: str, code: str, *paragraphs: str) -> Self:
         """A block of code, such as the command that reproduces the page."""
-        return self._add(heading, f"{_paragraphs(paragraphs)}<pre>{escape(code)}</pre>")
+        return self._add(heading, f"{_page.paragraphs(paragraphs)}<pre>{escape(code)}</pre>")
 
     def table(
-        self, heading: str, rows: Mapping[str, object] | Sequence[Mapping[str, object]], *paragraphs: str
+        self,
+        heading: str,
+        rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *paragraphs: str,
+        fold: str = "",
     ) -> Self:
-        """Names and values, or rows with the same columns."""
-        if isinstance(rows, Mapping):
-            body = "".join(f"<tr><th>{escape(k)}</th><td>{_cell_text(v)}</td></tr>" for k, v in rows.items())
-            return self._add(heading, f"{_paragraphs(paragraphs)}<table>{body}</table>")
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-        lines = ("".join(f"<td>{_cell_text(row.get(name, ''))}</td>" for name in columns) for row in rows)
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        content = f'{_paragraphs(paragraphs)}<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-        return self._add(heading, content)
+        """Names and values, or rows with the same columns, which a click on a heading sorts.
+
+        `fold` is the line to click on before the table shows; what is folded is not printed.
+        """
+        content = _page.pair_table(rows) if isinstance(rows, Mapping) else _page.row_table(rows)
+        content = _page.folded(fold, content) if fold else content
+        return self._add(heading, _page.paragraphs(paragraphs) + content)
 
     def scorecard(self, heading: str, comparison: Comparison, *paragraphs: str) -> Self:
-        """Relative difference of every cell of a comparison, with its significance and its settings."""
-        c, count = comparison, comparison.count()
-        names = ", ".join(_NAMES.get(m, m) for m in c.metrics)
-        better = f"better than {c.model_b} in {count['better']} of {len(c.cells)} cells"
-        summary = (
-            f"{names}: {c.model_a} is {better} ({count['better_significant']} significantly) and "
-            f"worse in {count['worse']} ({count['worse_significant']} significantly)."
-        )
-        summary = summary[0].upper() + summary[1:]
-        few = sum(cell.n_effective < 30 for cell in c.cells)
-        regions = list(dict.fromkeys(cell.region for cell in c.cells))
-        panels = "".join(
-            _charts.card_panel(
-                f"{_NAMES.get(metric, metric)}, {region} · lead time in days",
-                [cell for cell in c.cells if cell.region == region and cell.metric == metric],
-                c.conventions.units,
-            )
-            for metric in c.metrics
-            for region in regions
-        )
-        settings = {**c.settings(), "cells with fewer than 30 effective starts": f"{few} of {len(c.cells)}"}
-        legend = _charts.card_legend(c.model_a, c.model_b)
-        return self._add(
-            heading,
-            f'{_paragraphs((*paragraphs, summary))}<div class="scroll">{legend}</div>'
-            f'<div class="panels scroll">{panels}</div>{_definitions(settings)}',
-        )
+        """Every cell of a comparison with its significance, its settings and all its numbers.
+
+        Args:
+            heading: of the section.
+            comparison: from `compare`.
+            paragraphs: shown above the card.
+        """
+        c = comparison
+        parts = [_page.paragraphs((*paragraphs, _card_summary(c)))]
+        parts.append(_page.paragraphs(_warnings(c), "warning"))
+        parts.append(_elements(_card.legend(c.model_a, c.model_b), "key"))
+        self._keep(heading, {"card": _card.scorecard(c)})
+        for metric in c.metrics:
+            panels = _elements(_card.panels(c, metric).values())
+            parts.append(f"<h3>{escape(metric_title(metric))}</h3>{panels}")
+        if any(np.isfinite(cell.bias_b) for cell in c.cells):
+            biases = _elements(_card.bias_panel(region, c) for region in _card.regions_of(c))
+            title = f"Bias of {c.model_b}, forecast minus truth"
+            parts.append(f"<h3>{escape(title)}</h3>{biases}")
+        parts.append(_page.definitions(_card_settings(c)))
+        parts.append(self._origin())
+        rows = [_cell_row(cell, c) for cell in c.cells]
+        parts.append(_page.folded(f"All {len(rows)} cells as a table", _page.row_table(rows)))
+        return self._add(heading, "".join(parts))
 
     def curves(
         self,
@@ -187,6 +183,7 @@ class Report:
         *paragraphs: str,
         region: str = "global",
         channels: Iterable[str] | None = None,
+        bands: xr.Dataset | None = None,
     ) -> Self:
         """Scores against lead time, one panel per channel.
 
@@ -197,91 +194,171 @@ class Report:
             paragraphs: shown above the panels.
             region: of the records.
             channels: which and in which order; by default all.
+            bands: intervals of the scores, from `score_intervals`.
         """
         names = [metrics] if isinstance(metrics, str) else list(metrics)
         chosen = scores.sel(region=region)
+        around = None if bands is None else bands.sel(region=region)
         models = [str(m) for m in scores["model"].values]
-        days = scores["lead_time"].values / np.timedelta64(86400, "s")
-        ratio = all(name.startswith("spread_skill") for name in names)
-        panels = []
+        x_days = scores["lead_time"].values / np.timedelta64(86400, "s")
+        level = {"one": 1.0, "zero": 0.0}.get(str(chosen[names[0]].attrs.get("goal")))
+        panels = {}
         for channel in scores["channel"].values if channels is None else channels:
             lines = [
-                _charts.Series(
-                    f"{model}, {_NAMES.get(name, name)}",
-                    days,
+                Series(
+                    f"{model}, {metric_title(name)}",
+                    x_days,
                     chosen[name].sel(model=model, channel=channel).values,
-                    _charts.SERIES_COLOURS[m % len(_charts.SERIES_COLOURS)],
-                    _charts.DASHES[k % len(_charts.DASHES)],
+                    colour(m),
+                    DASHES[k % len(DASHES)],
+                    *_band(around, name, {"model": model, "channel": channel}),
                 )
                 for k, name in enumerate(names)
                 for m, model in enumerate(models)
             ]
-            panels.append(
-                _charts.line_panel(
-                    str(channel),
-                    lines,
-                    x_label="lead time in days",
-                    y_label="" if ratio else str(chosen["units"].sel(channel=channel).values),
-                    zero=not ratio,
-                    reference=1.0 if ratio else 0.0 if "bias" in names else None,
-                )
+            unit = str(chosen["units"].sel(channel=channel).values)
+            axes = Axes(
+                x_label="lead time in days",
+                y_label=unit_text(str(chosen[names[0]].attrs.get("unit", "channel")), unit),
+                zero=level != 1.0,
+                reference=level,
             )
-        key = _key(models, [_NAMES.get(name, name) for name in names])
-        where = f'<p class="caption">Region {escape(region)}; {escape(_starts(chosen))}.</p>'
-        return self._add(heading, f"{_paragraphs(paragraphs)}{key}{_panels(panels)}{where}")
+            panels[str(channel)] = _charts.line_panel(str(channel), lines, axes)
+        key = _key(models, [metric_title(name) for name in names])
+        around_text = "" if bands is None else _band_text(bands, names[0])
+        where = f'<p class="caption">Region {escape(region)}; {escape(_starts(chosen))}.{around_text}</p>'
+        return self._add(
+            heading, f"{_page.paragraphs(paragraphs)}{self._panels(heading, panels, key)}{where}"
+        )
 
     def spectrum(
-        self, heading: str, panels: Mapping[str, Mapping[str, npt.ArrayLike]], *paragraphs: str
+        self,
+        heading: str,
+        panels: Mapping[str, Mapping[str, npt.ArrayLike]],
+        *paragraphs: str,
+        y_label: str = "",
+        log: str = "xy",
+        reference: float | None = None,
+        x_label: str = "total wavenumber",
     ) -> Self:
-        """Power against total wavenumber on logarithmic axes: panel title to name to S_l, l = 0 left out."""
+        """Power, or a ratio of it, against wavenumber: panel title to name to values from wavenumber 0 on.
+
+        Wavenumber 0 is left out. `log` has the letters of the logarithmic axes.
+        """
         names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-        drawn = []
+        axes = Axes(x_label=x_label, y_label=y_label, log=log, reference=reference)
+        drawn = {}
         for title, lines in panels.items():
             series = [
-                _charts.Series(
-                    name,
-                    np.arange(1, np.size(power), dtype=np.float64),
-                    np.asarray(power, np.float64)[1:],
-                    _charts.SERIES_COLOURS[names.index(name) % len(_charts.SERIES_COLOURS)],
-                )
-                for name, power in lines.items()
+                Series(name, *_from_one(values), colour(names.index(name))) for name, values in lines.items()
             ]
-            drawn.append(_charts.line_panel(title, series, x_label="total wavenumber", log=True))
-        return self._add(heading, f"{_paragraphs(paragraphs)}{_key(names, [])}{_panels(drawn)}")
+            drawn[title] = _charts.line_panel(title, series, axes)
+        content = self._panels(heading, drawn, _key(names, []))
+        return self._add(heading, _page.paragraphs(paragraphs) + content)
 
     def rank_histograms(
         self, heading: str, histograms: Mapping[str, npt.ArrayLike], *paragraphs: str
     ) -> Self:
         """Frequency of the rank of the truth; the dashed line is a perfect ensemble."""
-        panels = [
-            _charts.bar_panel(title, np.asarray(h, np.float64), 1 / np.size(h))
+        panels = {
+            title: _charts.bar_panel(title, np.asarray(h, np.float64), 1 / np.size(h))
             for title, h in histograms.items()
-        ]
-        return self._add(heading, f"{_paragraphs(paragraphs)}{_panels(panels)}")
+        }
+        return self._add(heading, f"{_page.paragraphs(paragraphs)}{self._panels(heading, panels)}")
+
+    def reliability(
+        self,
+        heading: str,
+        diagram: xr.Dataset,
+        *paragraphs: str,
+        region: str = "global",
+        channels: Iterable[str] | None = None,
+        lead_times: Iterable[np.timedelta64] | None = None,
+    ) -> Self:
+        """Reliability diagrams from `reliability_diagram`, one panel per channel and lead time.
+
+        Dotted lines with points are observed frequencies, solid ones their isotonic fit (CORP), thick bars
+        the range in which a reliable forecast would lie, and the bars below how often each probability
+        was forecast.
+        """
+        models = [str(m) for m in diagram["model"].values]
+        panels = {}
+        for title, one in _places(diagram, region, channels, lead_times):
+            fields = ("probability", "frequency", "weight", "calibrated", "low", "high")
+            curves = []
+            for k, model in enumerate(models):
+                found = {name: one[name].sel(model=model).values for name in fields if name in one}
+                curves.append(Reliability(name=model, colour=colour(k), **found))
+            panels[title] = _charts.reliability_panel(title, curves)
+        return self._diagrams(heading, models, panels, paragraphs)
+
+    def roc(
+        self,
+        heading: str,
+        curve: xr.Dataset,
+        *paragraphs: str,
+        region: str = "global",
+        channels: Iterable[str] | None = None,
+        lead_times: Iterable[np.timedelta64] | None = None,
+    ) -> Self:
+        """Hits against false alarms from `roc_curve`, one panel per channel and lead time."""
+        models = [str(m) for m in curve["model"].values]
+        axes = Axes(
+            x_label="probability of false detection",
+            y_label="probability of detection",
+            x_range=(0, 1),
+            y_range=(0, 1),
+            diagonal=True,
+            size=(276, 270),
+        )
+        panels = {}
+        for title, one in _places(curve, region, channels, lead_times):
+            series = [
+                Series(
+                    m, one["pofd"].sel(model=m).values, one["pod"].sel(model=m).values, colour(k), points=True
+                )
+                for k, m in enumerate(models)
+            ]
+            panels[title] = _charts.line_panel(title, series, axes)
+        return self._diagrams(heading, models, panels, paragraphs)
+
+    def value(
+        self,
+        heading: str,
+        curve: xr.Dataset,
+        *paragraphs: str,
+        region: str = "global",
+        channels: Iterable[str] | None = None,
+        lead_times: Iterable[np.timedelta64] | None = None,
+    ) -> Self:
+        """Relative economic value from `value_curve`, one panel per channel and lead time."""
+        models = [str(m) for m in curve["model"].values]
+        axes = Axes(
+            x_label="cost / loss", y_label="relative value", log="x", y_range=(-0.25, 1), reference=0.0
+        )
+        panels = {}
+        for title, one in _places(curve, region, channels, lead_times):
+            # Far below zero lies what nobody would use; it would hide the rest.
+            lines = {m: one["best"].sel(model=m).values for m in models}
+            series = [
+                Series(m, curve["cost_loss"].values, np.where(v >= -0.25, v, np.nan), colour(k))
+                for k, (m, v) in enumerate(lines.items())
+            ]
+            panels[title] = _charts.line_panel(title, series, axes)
+        return self._diagrams(heading, models, panels, paragraphs)
 
     def maps(self, heading: str, maps: Sequence[Map], *paragraphs: str, shared: bool = True) -> Self:
         """Fields on the globe; `shared` puts those of one scale and unit without limits on common limits."""
         fixed = [
             replace(m, limits=_limits([o for o in maps if _alike(o, m)] if shared else [m])) for m in maps
         ]
-        panels = [f"<div>{_draw_map(m)}</div>" for m in fixed]
-        return self._add(heading, f"{_paragraphs(paragraphs)}{_panels(panels)}")
+        panels = {m.title: _draw_map(m) for m in fixed}
+        return self._add(heading, f"{_page.paragraphs(paragraphs)}{self._panels(heading, panels)}")
 
     def html(self) -> str:
         """The page as a string."""
-        links = "".join(f'<a href="#s{k}">{escape(h)}</a>' for k, (h, _) in enumerate(self._sections))
-        body = "".join(
-            f'<section id="s{k}"><h2>{escape(heading)}</h2>{content}</section>'
-            for k, (heading, content) in enumerate(self._sections)
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head><body>{_HATCH}"
-            f"<header><h1>{escape(self.title)}</h1><p>{escape(self.subtitle)}</p></header>"
-            f"<nav>{links}</nav><main>{body}</main>"
-            f"<footer>Written by wx-eval {version('wx-eval')}.</footer></body></html>\n"
-        )
+        footer = f"Written by wx-eval {version('wx-eval')}."
+        return _page.page(self.title, self.subtitle, self._sections, footer)
 
     def write(self, path: str | PathLike[str]) -> Path:
         """Write the page and return its path."""
@@ -289,42 +366,190 @@ class Report:
         target.write_text(self.html(), encoding="utf-8")
         return target
 
+    def export(self, folder: str | PathLike[str], kind: Literal["svg", "png", "pdf"] = "svg") -> list[Path]:
+        """Write every figure of the page to a folder, named by section and panel.
+
+        Args:
+            folder: made if it does not exist.
+            kind: "svg", or "png" or "pdf", which need matplotlib (extra "plot").
+
+        Raises:
+            ValueError: for another kind.
+        """
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        return [figure.write(target / f"{name}.{kind}") for name, figure in self.figures.items()]
+
     def _add(self, heading: str, content: str) -> Self:
         self._sections.append((heading, content))
         return self
 
+    def _panels(self, heading: str, panels: Mapping[str, Figure], key: Sequence[Figure] = ()) -> str:
+        """Elements of a key and panels; a panel is exported together with the key."""
+        if not key:
+            self._keep(heading, panels)
+            return _elements(panels.values())
+        self._keep(heading, {t: arranged((p, *key), p.width, p.label, gap=6) for t, p in panels.items()})
+        return _elements(key, "key") + _elements(panels.values())
 
-def _paragraphs(paragraphs: Iterable[str]) -> str:
-    return "".join(f"<p>{escape(p)}</p>" for p in paragraphs)
+    def _keep(self, heading: str, figures: Mapping[str, Figure]) -> None:
+        """Names for `export`, one for each figure."""
+        for title, figure in figures.items():
+            stem = f"{len(self._sections) + 1:02d}-{_slug(heading)}-{_slug(title)}"
+            same = sum(name == stem or name.startswith(f"{stem}~") for name in self.figures)
+            self.figures[f"{stem}~{same + 1}" if same else stem] = framed(figure, 8)
+
+    def _diagrams(
+        self, heading: str, models: Sequence[str], panels: Mapping[str, Figure], texts: Iterable[str]
+    ) -> Self:
+        return self._add(heading, _page.paragraphs(texts) + self._panels(heading, panels, _key(models, [])))
+
+    def _origin(self) -> str:
+        link = f'<a href="{escape(self.data)}">{escape(self.data)}</a>' if self.data else ""
+        parts = [("records", link), ("made by", f"<code>{escape(self.command)}</code>" * bool(self.command))]
+        body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in parts if value)
+        return f"<dl>{body}</dl>" if body else ""
 
 
-def _panels(panels: Iterable[str]) -> str:
-    return f'<div class="panels">{"".join(panels)}</div>'
+def _elements(figures: Iterable[Figure], kind: str = "panels") -> str:
+    body = "".join(f"<figure>{figure.svg()}</figure>" for figure in figures)
+    return f'<div class="{kind}">{body}</div>'
 
 
-def _definitions(pairs: Mapping[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in pairs.items())}</dl>"
-
-
-def _cell_text(value: object) -> str:
-    return escape(f"{value:.4g}" if isinstance(value, float | np.floating) else str(value))
-
-
-def _key(names: Sequence[str], dashed: Sequence[str]) -> str:
-    """Legend: a colour per name, then a dash per further distinction."""
-    entries = [
-        (name, _charts.SERIES_COLOURS[k % len(_charts.SERIES_COLOURS)], "") for k, name in enumerate(names)
-    ]
+def _key(names: Sequence[str], dashed: Sequence[str]) -> list[Figure]:
+    """A colour per name, then a dash per further distinction."""
+    entries = [(name, colour(k), "") for k, name in enumerate(names)]
     if len(dashed) > 1:
-        entries += [
-            (name, "#3b3b3b", _charts.DASHES[k % len(_charts.DASHES)]) for k, name in enumerate(dashed)
-        ]
-    items = "".join(
-        f'<span><svg width="26" height="12"><line x1="0" x2="26" y1="6" y2="6" stroke="{colour}" '
-        f'stroke-width="2.4" stroke-dasharray="{dash}"/></svg>{escape(name)}</span>'
-        for name, colour, dash in entries
+        entries += [(name, "#3b3b3b", DASHES[k % len(DASHES)]) for k, name in enumerate(dashed)]
+    return _charts.key(entries)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "figure"
+
+
+def _card_summary(c: Comparison) -> str:
+    count = c.count()
+    names = ", ".join(metric_title(m) for m in c.metrics)
+    text = (
+        f"{names}: {c.model_a} is better than {c.model_b} in {count['better']} of {len(c.cells)} cells "
+        f"({count['better_significant']} significantly) and worse in {count['worse']} "
+        f"({count['worse_significant']} significantly)."
     )
-    return f'<div class="key">{items}</div>'
+    return text[0].upper() + text[1:]
+
+
+def _warnings(c: Comparison) -> list[str]:
+    """What a reader must know before believing the card."""
+    out = []
+    few = sum(map(_card.few, c.cells))
+    if few:
+        out.append(
+            f"{few} of {len(c.cells)} cells have fewer than {MINIMUM_STARTS} effective starts (hatched): "
+            "their tests are rough."
+        )
+    if c.spacing is None:
+        out.append("Starts are unevenly spaced: corrections for serial correlation assume that they are not.")
+    own = [name for name in (c.model_a, c.model_b) if name in c.conventions.truth_models]
+    early = sum(cell.lead_time < OWN_ANALYSIS for cell in c.cells)
+    if early and own:
+        out.append(
+            f"The truth is the analysis of {' and '.join(own)}, which favours it in the {early} cells with "
+            "lead times below 2 days (hatched)."
+        )
+    elif early:
+        out.append(
+            f"{early} cells have lead times below 2 days: if {c.conventions.truth} is the analysis of one of "
+            "the models, that one is favoured there. Name it in truth_models to have these cells hatched."
+        )
+    return out
+
+
+def _card_settings(c: Comparison) -> dict[str, str]:
+    kinds = {"crps_fair": "fair", "crps_biased": "biased"}
+    effective = [cell.n_effective for cell in c.cells if np.isfinite(cell.n_effective)]
+    inflation = [cell.inflation for cell in c.cells if np.isfinite(cell.inflation)]
+    found = dict(c.settings())
+    named = [f"{m}: {kinds[m]}" for m in c.metrics if m in kinds]
+    if named:
+        found["estimator"] = ", ".join(named)
+    if effective:
+        found["effective starts"] = f"median {np.median(effective):.0f}, at least {min(effective):.0f}"
+        found["inflation of standard errors"] = (
+            f"median {np.median(inflation):.2f}, at most {max(inflation):.2f}"
+        )
+    few = sum(map(_card.few, c.cells))
+    found[f"cells with fewer than {MINIMUM_STARTS} effective starts"] = f"{few} of {len(c.cells)}"
+    return found
+
+
+def _cell_row(cell: Cell, c: Comparison) -> dict[str, object]:
+    unit = unit_text(c.metric_units.get(cell.metric, ""), c.conventions.units.get(cell.channel, ""))
+    return {
+        "metric": cell.metric,
+        "channel": cell.channel,
+        "region": cell.region,
+        "days": float(days(cell.lead_time)),
+        c.model_a: cell.score_a,
+        c.model_b: cell.score_b,
+        "unit": unit,
+        "better by %": 100 * cell.skill,
+        "loss difference": cell.difference,
+        "95 % low": cell.low,
+        "95 % high": cell.high,
+        "p": cell.p_value,
+        "p corrected": cell.p_adjusted,
+        "significant": cell.significant,
+        "starts": cell.n,
+        "dropped": cell.n_dropped,
+        "effective": cell.n_effective,
+        "inflation": cell.inflation,
+        "p iid": cell.p_iid,
+        "p Geer": cell.p_geer,
+        "p EWC": cell.p_ewc,
+        "p EWC AR(1)": cell.p_ewc_ar1,
+        f"bias of {c.model_a}": cell.bias_a,
+        f"bias of {c.model_b}": cell.bias_b,
+        "notes": ", ".join(cell.notes),
+    }
+
+
+def _band(
+    bands: xr.Dataset | None, name: str, place: Mapping[str, Any]
+) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
+    if bands is None or f"{name}_low" not in bands:
+        return None, None
+    low, high = (bands[f"{name}_{end}"].sel(place).values for end in ("low", "high"))
+    return low, high
+
+
+def _band_text(bands: xr.Dataset, name: str) -> str:
+    if f"{name}_low" not in bands:
+        return ""
+    level = bands[f"{name}_low"].attrs.get("level", 0.95)
+    return (
+        f" Bands are {100 * level:g} % confidence intervals of each score on its own; whether two models "
+        "differ is another question, which their scorecard answers."
+    )
+
+
+def _from_one(values: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Wavenumbers from 1 on and the values there."""
+    found = np.asarray(values, np.float64)[1:]
+    return np.arange(1, found.size + 1, dtype=np.float64), found
+
+
+def _places(
+    data: xr.Dataset,
+    region: str,
+    channels: Iterable[str] | None,
+    lead_times: Iterable[np.timedelta64] | None,
+) -> Iterable[tuple[str, xr.Dataset]]:
+    """Title and data of every channel and lead time in which anything is defined."""
+    for channel in data["channel"].values if channels is None else channels:
+        for lead in data["lead_time"].values if lead_times is None else lead_times:
+            one = data.sel(region=region, channel=channel, lead_time=lead)
+            yield f"{channel}, day {days(lead)}", one
 
 
 def _starts(scores: xr.Dataset) -> str:
@@ -358,7 +583,7 @@ def _limits(maps: Sequence[Map]) -> tuple[float, float]:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _draw_map(m: Map) -> str:
+def _draw_map(m: Map) -> Figure:
     """Map and colour bar, north up."""
     limits = _limits([m])
     lat, lon = np.asarray(m.latitude, np.float64), np.asarray(m.longitude, np.float64)
@@ -366,17 +591,20 @@ def _draw_map(m: Map) -> str:
     image = _raster.field_image(np.asarray(m.field)[flip], limits, m.scale)
     half_y, half_x = abs(lat[1] - lat[0]) / 2, (lon[1] - lon[0]) / 2
     extent = (lon[0] - half_x, lon[-1] + half_x, lat.min() - half_y, lat.max() + half_y)
-    segments = [] if m.land is None else _raster.contour(np.asarray(m.land)[flip])
+    panel = _charts.map_panel(m.title, image, extent, _coasts(m, lat[flip], lon, flip))
+    bar = _charts.colour_bar(_raster.palette(m.scale), limits, m.units)
+    return arranged((panel, bar), panel.width, panel.label, gap=2)
+
+
+def _coasts(
+    m: Map, lat: npt.NDArray[np.float64], lon: npt.NDArray[np.float64], flip: slice
+) -> Sequence[npt.NDArray[np.float64]]:
+    if m.land is None:
+        return ()
+    if isinstance(m.land, str):
+        return _raster.earth_coasts()
+    segments = np.array(_raster.contour(np.asarray(m.land)[flip])).reshape(-1, 2, 2)
     at_x, at_y = np.arange(lon.size), np.arange(lat.size)
-    coast = [
-        tuple(np.interp((x0, x1), at_x, lon)) + tuple(np.interp((y0, y1), at_y, lat[flip]))
-        for x0, y0, x1, y1 in segments
+    return [
+        np.stack([np.interp(s[:, 0], at_x, lon), np.interp(s[:, 1], at_y, lat)], axis=1) for s in segments
     ]
-    ordered = [(x0, y0, x1, y1) for x0, x1, y0, y1 in coast]
-    bar = _raster.data_uri(np.arange(255, dtype=np.uint8)[None], _raster.palette(m.scale))
-    size = (360, 30)
-    return (
-        _charts.map_panel(m.title, image, extent, ordered)
-        + "<br>"
-        + _charts.colour_bar(bar, limits, m.units, size)
-    )

@@ -8,11 +8,55 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from ._anomaly import ACC, Activity, MSESkill
+from ._crps import CRPSPart, HersbachTerm, TwCRPS
+from ._event_scores import AUC, REV, RPS, Brier, Categorical, EventFrequencies
+from ._grid import Array
 from ._metrics import STANDARD_METRICS, Metric, RankHistogram
-from ._records import WEIGHT, Records
+from ._multivariate import EnergyScore, JointEnergyScore, VariogramScore
+from ._neighbourhood import FSS, PooledCRPS, UsefulFSS
+from ._quantiles import WIS, IntervalScore, QuantileScore
+from ._records import KEY, WEIGHT, Records
+from ._reliability import BrierTerm, RankUniformity
+from ._seeps import SEEPS
+from ._spectra import Coherence, LogSpectralDistance, PowerSpectrum, SpectralBias, SpectralRatio
+from ._wind import WindRMSE
 
 Average = Literal["starts", "weights"]
-KNOWN: tuple[type[Metric], ...] = (*dict.fromkeys(type(m) for m in STANDARD_METRICS), RankHistogram)
+KNOWN: tuple[type[Metric], ...] = (
+    *dict.fromkeys(type(m) for m in STANDARD_METRICS),
+    RankHistogram,
+    ACC,
+    Activity,
+    MSESkill,
+    SEEPS,
+    WindRMSE,
+    Brier,
+    RPS,
+    AUC,
+    REV,
+    Categorical,
+    EventFrequencies,
+    BrierTerm,
+    RankUniformity,
+    QuantileScore,
+    IntervalScore,
+    WIS,
+    TwCRPS,
+    CRPSPart,
+    HersbachTerm,
+    EnergyScore,
+    JointEnergyScore,
+    VariogramScore,
+    FSS,
+    UsefulFSS,
+    PooledCRPS,
+    PowerSpectrum,
+    SpectralRatio,
+    Coherence,
+    LogSpectralDistance,
+    SpectralBias,
+)
 
 
 def scores(
@@ -104,22 +148,45 @@ def needed(records: Records, metrics: Iterable[Metric]) -> list[str]:
     return out
 
 
+def check_lengths(name: str, values_TK: Array) -> None:
+    """Refuse a series of vectors (..., T, K) that end in NaN at different places.
+
+    Raises:
+        ValueError: when they do: they belong to ensembles of different size.
+    """
+    if not values_TK.shape[-1]:
+        return
+    there = ~np.isnan(values_TK)
+    length = np.where(there.any(axis=-1), values_TK.shape[-1] - there[..., ::-1].argmax(axis=-1), 0)
+    if ((length > 0) & (length != length.max(axis=-1, keepdims=True, initial=0))).any():
+        raise ValueError(
+            f"{name} of ensembles of different size cannot be averaged: select init times of one size"
+        )
+
+
 def _mean(rows: xr.Dataset, name: str, scored: xr.DataArray, average: Average) -> xr.DataArray:
     """Mean over init times."""
     values = rows[name].where(scored)
+    if values.ndim > len(KEY):
+        check_lengths(name, values.transpose(*KEY, ...).values)
     if average == "starts":
         return values.mean("init_time")
     if average != "weights":
         raise ValueError(f'average must be "starts" or "weights", got {average!r}')
-    weight = rows[name + WEIGHT if name + WEIGHT in rows else "sum_w"].where(values.notnull())
+    # Rows from runs in which the statistic existed everywhere have no weight of their own.
+    weight = rows["sum_w"] if name + WEIGHT not in rows else rows[name + WEIGHT].fillna(rows["sum_w"])
+    weight = weight.where(values.notnull())
     return (values * weight).sum("init_time") / weight.sum("init_time")
 
 
 def _value(metric: Metric, means: Mapping[str, xr.DataArray]) -> xr.DataArray:
     """The metric of arrays whose first axes are those of the records."""
     like = next(iter(means.values()))
-    value = np.asarray(metric.value({name: mean.values for name, mean in means.items()}))
     shared = [d for d in like.dims if not str(d).endswith("_k")]
+    # A vector that no row holds has no length.
+    absent = any(0 in mean.shape for mean in means.values())
+    empty = np.full((*like.shape[: len(shared)], *(0,) * metric.vector), np.nan)
+    value = empty if absent else np.asarray(metric.value({n: mean.values for n, mean in means.items()}))
     dims = [*shared, f"{metric.name}_k"] if metric.vector else shared
     coords = {d: like[d] for d in shared}
     return xr.DataArray(value, coords, dims, attrs={"goal": metric.goal, "unit": metric.unit})

@@ -9,14 +9,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from ._case import Case
 from ._grid import Array, Vector
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Products:
+    """Vectors whose products x_u x_v at a point are averaged over an area, K = V^2.
+
+    Attributes:
+        vectors: (C, V, N), finite; zero where a point is not scored.
+    """
+
+    vectors: Vector
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the truth among M members, of which the share of each is averaged over an area, K = M + 1.
+
+    Attributes:
+        below: (C, N), the first rank.
+        tied: (C, N), by how much the last rank is above it; the point is spread evenly over them.
+    """
+
+    below: npt.NDArray[np.unsignedinteger[Any]]
+    tied: npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,11 @@ class Statistic(ABC):
         settings = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self))
         return f"{self.label}({settings})" if settings else self.label
 
+    @property
+    def summed(self) -> bool:
+        """Whether `finish` gets unweighted sums over the points of an area instead of weighted means."""
+        return False
+
     def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
         """Channels that are combined into one, by the name of the result; None scores each by itself."""
         del channels
@@ -52,8 +83,8 @@ class Statistic(ABC):
         return None
 
     @abstractmethod
-    def map(self, case: Case) -> Array | list[sparse.csr_array]:
-        """(C, N) or (C, N, K), or C sparse matrices (N, K). With `groups`, C is 1."""
+    def map(self, case: Case) -> Array | list[sparse.csr_array] | Products | Ranks:
+        """(C, N) or (C, N, K), C sparse matrices (N, K), `Products` or `Ranks`. With `groups`, C is 1."""
 
     def finish(self, mean_CRK: Vector, members: int) -> Vector:
         """What is kept, (C, R, K'), from the area means; the means themselves by default."""
@@ -114,6 +145,18 @@ class MeanSquareError(Statistic):
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
         return np.square(case.error)
+
+
+@dataclass(frozen=True)
+class RootMeanSquareError(MeanSquareError):
+    """Root of the area mean of (ensemble mean - truth)^2 at one time."""
+
+    label: ClassVar[str] = "rmse_mean"
+
+    def finish(self, mean_CRK: Vector, members: int) -> Vector:
+        """See `Statistic.finish`."""
+        del members
+        return np.sqrt(mean_CRK)
 
 
 @dataclass(frozen=True)
@@ -197,25 +240,12 @@ class RankCounts(Statistic):
         """See `Statistic.id`."""
         return self.label if self.ties == "share" else f"{self.label}(ties={self.ties})"
 
-    def map(self, case: Case) -> list[sparse.csr_array]:
+    def map(self, case: Case) -> Ranks:
         """See `Statistic.map`."""
         below, equal = case.ensemble.below, case.ensemble.equal
         assert below is not None
         assert equal is not None
-        tied = equal if self.ties == "share" else np.zeros_like(equal)
-        return [
-            _shares(b.astype(np.intp), t.astype(np.intp), case.members)
-            for b, t in zip(below, tied, strict=True)
-        ]
-
-
-def _shares(below: npt.NDArray[np.intp], tied: npt.NDArray[np.intp], members: int) -> sparse.csr_array:
-    """(N, M + 1): 1 / (t + 1) from rank `below` to rank `below` + t."""
-    entries = tied + 1
-    first = np.concatenate([[0], np.cumsum(entries)])
-    rank = np.repeat(below - first[:-1], entries) + np.arange(first[-1])
-    share = np.repeat(1.0 / entries, entries)
-    return sparse.csr_array((share, rank, first), shape=(below.size, members + 1))
+        return Ranks(below, equal if self.ties == "share" else np.zeros_like(equal))
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,22 @@ import numpy.typing as npt
 from ._grid import Grid, Vector, digest
 
 Weights = Literal["cell", "cell-wb2", "cell-wbx", "cos", "gauss", "equal"]
-WeightSpec = Weights | npt.NDArray[np.floating[Any]]
+
+
+class PointWeights(Protocol):
+    """A rule that gives every point of a grid a weight, such as `DensityWeights`."""
+
+    @property
+    def name(self) -> str:
+        """Kept with the records, with every parameter."""
+        ...
+
+    def of(self, grid: Grid, /) -> Vector:
+        """Weights (N,)."""
+        ...
+
+
+WeightSpec = Weights | PointWeights | npt.NDArray[np.floating[Any]]
 
 
 def cell_weights(latitude: npt.ArrayLike, kind: Weights = "cell") -> Vector:
@@ -66,18 +81,27 @@ def point_weights(grid: Grid, weights: WeightSpec) -> tuple[Vector, str]:
             return np.ones(grid.size), weights
         raise ValueError(
             f"weights {weights!r} need a latitude-longitude grid and these are {grid.size} points: pass the "
-            'area of each cell as an array, or "equal" for meshes of equal areas such as HEALPix'
+            'area of each cell as an array, "equal" for meshes of equal areas such as HEALPix, or '
+            "DensityWeights() for stations"
         )
-    array = np.asarray(weights, np.float64)
+    rule = None if isinstance(weights, np.ndarray) or not hasattr(weights, "of") else weights
+    array = np.asarray(weights if rule is None else rule.of(grid), np.float64)
     if grid.regular and array.shape == grid.shape[:1]:
         array = np.broadcast_to(array[:, None], grid.shape)
-    if array.shape != grid.shape:
+    if array.shape not in (grid.shape, (grid.size,)):
         rows = f"({grid.shape[0]},) or " if grid.regular else ""
-        raise ValueError(f"weights must have shape {rows}{grid.shape}, got {np.shape(weights)}")
+        raise ValueError(f"weights must have shape {rows}{grid.shape}, got {array.shape}")
     if not (np.isfinite(array).all() and (array >= 0).all() and array.any()):
         raise ValueError("weights must be finite, not negative and not all zero")
     flat = array.ravel()
-    return flat, f"custom:{digest(flat)}"
+    return flat, f"custom:{digest(flat)}" if rule is None else rule.name
+
+
+def point_areas(grid: Grid) -> Vector:
+    """Area of every cell (N,) relative to the others, for means around a point; equal on a mesh."""
+    if grid.axes is None:
+        return np.ones(grid.size)
+    return np.repeat(cell_weights(grid.axes[0], "cell-wbx"), grid.shape[1])
 
 
 def _bounds(lat: Vector, *, half_step: bool) -> Vector:

@@ -1,0 +1,183 @@
+"""Regridding between latitude-longitude grids: bilinear and first-order conservative."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ._grid import Array, Vector
+from ._weights import _bounds
+
+Method = Literal["bilinear", "conservative"]
+Axes = tuple[Vector, Vector]
+
+_PRESENT = {"bilinear": 1 - 1e-9, "conservative": 0.5}
+_SLACK = 1e-6
+
+
+class Regridder:
+    """A linear map from one latitude-longitude grid to another, rows and columns apart.
+
+    "bilinear": linear in latitude and longitude between the four points around; beyond the outermost row of a
+    global grid the value of that row. NaN where one of the four is.
+    "conservative": mean over each target cell, weighted with area (Jones 1999, Mon. Wea. Rev. 127, 2204, of
+    first order). Cells reach half-way to their neighbours and, on a global grid, to the poles, as in
+    `cell_weights`, so the global mean is kept. NaN points are left out; NaN where less than half a cell is
+    present. Components of the wind are averaged as scalars.
+
+    Cost: H' H W + H' W W' per field, small against reading it.
+
+    Args:
+        source, target: latitude (H,) and longitude (W,) in degrees; rows in either direction, columns
+            eastwards within one turn.
+        method: see above.
+
+    Raises:
+        ValueError: for another method, axes that are no grid, or a target that reaches beyond the source.
+    """
+
+    def __init__(self, source: Axes, target: Axes, method: Method) -> None:
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {get_args(Method)}, got {method!r}")
+        self.method = method
+        make = _bilinear if method == "bilinear" else _conservative
+        self._rows, self._columns = make(_vectors(source), _vectors(target))
+
+    def __call__(self, field: npt.ArrayLike) -> Array:
+        """Map (..., H, W) to (..., H', W') in float64."""
+        values = np.asarray(field, np.float64)
+        expected = self._rows.shape[1], self._columns.shape[1]
+        if values.shape[-2:] != expected:
+            raise ValueError(f"field must have shape (..., {expected[0]}, {expected[1]}), got {values.shape}")
+        missing = np.isnan(values)
+        if not missing.any():
+            return self._map(values)
+        share = self._map((~missing).astype(np.float64))
+        total = self._map(np.where(missing, 0.0, values))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(share >= _PRESENT[self.method], total / share, np.nan)
+
+    def _map(self, values: Vector) -> Vector:
+        return np.asarray(self._rows @ values @ self._columns.T)
+
+
+def _vectors(axes: Axes) -> Axes:
+    return np.asarray(axes[0], np.float64), np.asarray(axes[1], np.float64)
+
+
+def global_axes(rows: int, columns: int) -> Axes:
+    """Axes of a global grid from the north: poles are rows when their number is odd.
+
+    Raises:
+        ValueError: for fewer than 2 rows or columns.
+    """
+    if rows < 2 or columns < 2:
+        raise ValueError(f"a grid needs 2 rows and columns or more, got {rows} x {columns}")
+    step = 180 / (rows - 1 if rows % 2 else rows)
+    first = 90.0 if rows % 2 else 90 - step / 2
+    latitude: Vector = first - step * np.arange(rows, dtype=np.float64)
+    longitude: Vector = 360 / columns * np.arange(columns, dtype=np.float64)
+    return latitude, longitude
+
+
+def is_global(latitude: Vector, longitude: Vector) -> tuple[bool, bool]:
+    """Whether rows reach the poles to within one spacing, and columns close the circle."""
+    rows = np.abs(np.diff(latitude)).max(initial=0.0) * (1 + _SLACK)
+    gap = max(90 - latitude.max(), 90 + latitude.min())
+    steps = np.diff(longitude)
+    span = longitude[-1] - longitude[0] + (steps.mean() if steps.size else 0.0)
+    return bool(gap <= rows), bool(abs(span - 360) < _SLACK * 360)
+
+
+def _check(axes: Axes, side: str) -> None:
+    latitude, longitude = axes
+    steps = np.diff(latitude)
+    monotone = (steps > 0).all() or (steps < 0).all()
+    if latitude.size < 2 or longitude.size < 2 or not monotone or (np.diff(longitude) <= 0).any():
+        raise ValueError(
+            f"regridding needs a {side} grid of at least 2 monotone rows and 2 columns that run eastwards"
+        )
+
+
+def _bilinear(source: Axes, target: Axes) -> tuple[Vector, Vector]:
+    _check(source, "source")
+    poles, circle = is_global(*source)
+    flipped = source[0][0] > source[0][-1]
+    latitude = source[0][::-1] if flipped else source[0]
+    wanted = np.clip(target[0], latitude[0], latitude[-1]) if poles else target[0]
+    rows = _linear(latitude, wanted, "latitude")
+    longitude = source[1]
+    # Moved into the turn that starts at the first column.
+    moved = longitude[0] + (target[1] - longitude[0] + _SLACK) % 360.0 - _SLACK
+    if circle:
+        around = _linear(
+            np.append(longitude, longitude[0] + 360), np.maximum(moved, longitude[0]), "longitude"
+        )
+        columns = around[:, :-1].copy()
+        columns[:, 0] += around[:, -1]
+    else:
+        columns = _linear(longitude, moved, "longitude")
+    return (rows[:, ::-1] if flipped else rows), columns
+
+
+def _linear(points: Vector, wanted: Vector, name: str) -> Vector:
+    """Weights (wanted, points) of linear interpolation."""
+    if wanted.min() < points[0] - _SLACK or wanted.max() > points[-1] + _SLACK:
+        raise _beyond(name, wanted, points)
+    inside = np.clip(wanted, points[0], points[-1])
+    left = np.clip(np.searchsorted(points, inside, side="right") - 1, 0, points.size - 2)
+    share = (inside - points[left]) / (points[left + 1] - points[left])
+    out = np.zeros((wanted.size, points.size))
+    line = np.arange(wanted.size)
+    out[line, left] = 1 - share
+    out[line, left + 1] += share
+    return out
+
+
+def _conservative(source: Axes, target: Axes) -> tuple[Vector, Vector]:
+    for axes, side in ((source, "source"), (target, "target")):
+        _check(axes, side)
+    edges = [np.sin(np.deg2rad(_row_edges(axes))) for axes in (source, target)]
+    rows = _overlap(edges[0], edges[1], "latitude")
+    ours, theirs = (_column_edges(axes) for axes in (source, target))
+    moved = theirs + 360 * np.round((ours.mean() - theirs.mean()) / 360)
+    if not is_global(*source)[1]:
+        return rows, _overlap(ours, moved, "longitude")
+    turns = np.concatenate([ours[:-1] - 360, ours[:-1], ours + 360])
+    three = _overlap(turns, moved, "longitude")
+    return rows, three.reshape(moved.size - 1, 3, -1).sum(axis=1)
+
+
+def _overlap(source: Vector, target: Vector, name: str) -> Vector:
+    """Share (target, source) of each target cell in every source cell, from their edges."""
+    low, high = (np.sort(np.stack([e[:-1], e[1:]]), axis=0) for e in (target, source))
+    if target.min() < source.min() - 1e-9 * np.ptp(source) or target.max() > source.max() + 1e-9 * np.ptp(
+        source
+    ):
+        raise _beyond(name, target, source)
+    width = np.minimum(low[1][:, None], high[1]) - np.maximum(low[0][:, None], high[0])
+    width = np.maximum(width, 0.0)
+    return np.asarray(width / width.sum(axis=1, keepdims=True))
+
+
+def _row_edges(axes: Axes) -> Vector:
+    return _bounds(axes[0], half_step=not is_global(*axes)[0])
+
+
+def _column_edges(axes: Axes) -> Vector:
+    longitude = axes[1]
+    middle = (longitude[:-1] + longitude[1:]) / 2
+    if is_global(*axes)[1]:
+        seam = (longitude[-1] + longitude[0] + 360) / 2
+        return np.concatenate([[seam - 360], middle, [seam]])
+    first, last = longitude[0] - middle[0], longitude[-1] - middle[-1]
+    return np.concatenate([[longitude[0] + first], middle, [longitude[-1] + last]])
+
+
+def _beyond(name: str, wanted: Vector, points: Vector) -> ValueError:
+    return ValueError(
+        f"the target grid reaches beyond the source in {name} ({wanted.min():g}..{wanted.max():g} against "
+        f"{points.min():g}..{points.max():g}): nothing is extrapolated, choose a smaller target"
+    )

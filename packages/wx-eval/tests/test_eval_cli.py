@@ -1,0 +1,404 @@
+"""The command line: configuration, resumption, any number of workers, and every command once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from wx_eval import CRPS, RMSE, Records, evaluate
+from wx_eval._cli import main
+from wx_eval._config import RunSettings, chosen_inits, durations, members, metric
+from wx_eval._event_scores import Brier
+from wx_eval._quantiles import WIS
+
+pytest.importorskip("h5netcdf", reason="the files of these tests are netCDF")
+
+HOUR = np.timedelta64(1, "h")
+DAY = np.timedelta64(24, "h")
+START = np.datetime64("2020-01-01T00", "ns")
+LAT, LON = np.linspace(90, -90, 13), np.arange(0, 360, 15.0)
+INITS, LEADS, MEMBERS = 6, 3, 4
+
+
+def dataset(values: np.ndarray, dims: tuple[str, ...], coords: dict[str, Any]) -> xr.Dataset:
+    """Temperature at one level."""
+    array = 280 + 5 * values.astype(np.float32)
+    space = ("latitude", "longitude")
+    coords = {**coords, "latitude": LAT, "longitude": LON, "level": 850}
+    return xr.Dataset({"temperature": ((*dims, *space), array, {"units": "K"})}, coords)
+
+
+def forecast(seed: int = 1, inits: int = INITS) -> xr.Dataset:
+    values = np.random.default_rng(seed).standard_normal((inits, LEADS, MEMBERS, LAT.size, LON.size))
+    coords = {
+        "init_time": START + DAY * np.arange(inits),
+        "lead_time": (DAY * np.arange(1, LEADS + 1)).astype("timedelta64[ns]"),
+        "member": np.arange(MEMBERS),
+    }
+    return dataset(values, ("init_time", "lead_time", "member"), coords)
+
+
+def truth() -> xr.Dataset:
+    values = np.random.default_rng(0).standard_normal((80, LAT.size, LON.size))
+    return dataset(values, ("time",), {"time": START + DAY * np.arange(80)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files of a forecast and of a truth, and a configuration."""
+    forecast().to_netcdf(tmp_path / "ens.nc", engine="h5netcdf")
+    truth().to_netcdf(tmp_path / "truth.nc", engine="h5netcdf")
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path
+
+
+CONFIG = """
+model = "ens"
+output = "ens.parquet"
+forecast = "ens.nc"
+truth = "truth.nc"
+metrics = ["crps_fair", "RMSE", {type = "Brier", threshold = 281.0}]
+regions = ["global", "europe"]
+"""
+
+
+def wx_eval(*arguments: object) -> int:
+    return main([str(a) for a in arguments])
+
+
+def expected() -> Records:
+    """The same rows from arrays."""
+    x = forecast()["temperature"].expand_dims(channel=["t850"], axis=3)
+    y = truth()["temperature"].expand_dims(channel=["t850"], axis=1)
+    return evaluate(
+        x,
+        y,
+        model="ens",
+        metrics=[CRPS("fair"), RMSE(), Brier(281.0)],
+        regions=["global", "europe"],
+        truth_name="truth",
+    )
+
+
+def test_run_equals_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("run", folder / "run.toml") == 0
+    got = Records.from_parquet(folder / "ens.parquet")
+    assert got == expected()
+    assert list(got.metrics) == ["brier_fair(>281.0)", "crps_fair", "rmse"]
+    assert got.runs["ens"][0]["truth"] == "truth.nc"
+    assert got.runs["ens"][0]["wx_eval"] == version("wx-eval")
+    assert not (folder / "ens.parquet.parts").exists()
+    out, err = capsys.readouterr()
+    assert "36 rows of 6 starts, 1 channels, 3 lead times" in out
+    assert "ens: 6 of 6 starts" in err
+    assert "\r" not in err
+
+
+def test_the_same_as_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    options = ["--model", "ens", "-o", "x.parquet", "--forecast", "ens.nc", "--truth", "truth.nc"]
+    options += ["--metric", "crps_fair", "--metric", "RMSE", "--metric", "Brier(threshold=281.0)"]
+    assert wx_eval("run", *options, "--regions", "global,europe", "--quiet") == 0
+    assert Records.from_parquet("x.parquet") == expected()
+    part = ["--leads", "1d,3d", "--inits", "2020-01-02/2020-01-05/2d", "-o", "part.parquet", "--quiet"]
+    assert wx_eval("run", "run.toml", *part) == 0
+    starts = np.array(["2020-01-02", "2020-01-04"], "datetime64[s]")
+    chosen = expected().select(init_time=starts, lead_time=[DAY, 3 * DAY])
+    assert Records.from_parquet("part.parquet") == chosen
+
+
+def test_the_same_bytes_for_any_number_of_workers_and_ranks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+    for name, workers in (("one", 1), ("four", 4)):
+        assert wx_eval("run", folder / "run.toml", "-o", folder / name, "--workers", workers, "--quiet") == 0
+        outputs.append((folder / name).read_bytes())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    other = subprocess.Popen(command(folder, "ranks"), env={**os.environ, "RANK": "1"})
+    monkeypatch.setenv("RANK", "0")
+    assert wx_eval("run", folder / "run.toml", "-o", folder / "ranks", "--quiet") == 0
+    assert other.wait(60) == 0
+    outputs.append((folder / "ranks").read_bytes())
+    assert len(set(outputs)) == 1
+
+
+def command(folder: Path, output: str) -> list[str]:
+    return [sys.executable, "-m", "wx_eval", "run", str(folder / "run.toml"), "-o", str(folder / output)]
+
+
+def test_kill_9_and_resume(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The killed run is stopped while it writes; what it leaves is used and the bytes are the same."""
+    forecast(inits=60).to_netcdf(folder / "ens.nc", engine="h5netcdf")
+    assert wx_eval("run", folder / "run.toml", "-o", folder / "whole", "--quiet") == 0
+    process = subprocess.Popen(command(folder, "killed"), stderr=subprocess.DEVNULL)
+    parts = folder / "killed.parts"
+    limit = time.monotonic() + 60
+    while len(list(parts.glob("*.parquet"))) < 3 and time.monotonic() < limit:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    left = len(list(parts.glob("*.parquet")))
+    assert 3 <= left < 60
+    assert not (folder / "killed").exists()
+    (parts / ".2020-01-01T000000.parquet.1").write_bytes(b"half a fi")
+    assert wx_eval("run", folder / "run.toml", "-o", folder / "killed") == 0
+    assert f"{left} of 60 starts, {left} of them by an earlier run" in capsys.readouterr().err
+    assert (folder / "killed").read_bytes() == (folder / "whole").read_bytes()
+    assert not parts.exists()
+
+
+def test_a_longer_period_adds_to_what_is_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("run", folder / "run.toml", "--inits", "2020-01-01/2020-01-03") == 0
+    assert len(Records.from_parquet(folder / "ens.parquet").init_times) == 3
+    capsys.readouterr()
+    assert wx_eval("run", folder / "run.toml") == 0
+    assert "3 of 6 starts, 3 of them by an earlier run" in capsys.readouterr().err
+    assert Records.from_parquet(folder / "ens.parquet") == expected()
+
+
+def test_another_configuration_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    before = (folder / "ens.parquet").read_bytes()
+    assert wx_eval("run", folder / "run.toml", "--leads", "1d", "--quiet") == 1
+    message = capsys.readouterr().err
+    assert "is of another configuration or version" in message
+    assert message.count("\n") == 1
+    assert (folder / "ens.parquet").read_bytes() == before
+    assert wx_eval("run", folder / "run.toml", "--leads", "1d", "--quiet", "--overwrite") == 0
+    assert Records.from_parquet(folder / "ens.parquet") == expected().select(lead_time=[DAY])
+
+
+REFUSALS: dict[str, tuple[str, str]] = {
+    'metrcs = ["rmse"]': ("run.toml", "unknown key 'metrcs' in the configuration, did you mean 'metrics'?"),
+    "[regrid]\nmethod = 'nearest'": ("run.toml", "regrid must be one of ('bilinear', 'conservative')"),
+    "[regrid]\ngrid = 'truth'": ("run.toml", "[regrid] is not complete"),
+    "[climatology]\npath = 'x'\nfile = 1": ("run.toml", "unknown key 'file' in [climatology]"),
+    "preset = 'wb2'\nweights = 'cos'": ("run.toml", "sets the weights"),
+    "weights = 'cosine'": ("run.toml", "weights must be one of cell"),
+    "leads = ['6 hours']": ("run.toml", "expected a duration such as"),
+    "leads = ['9d']": ("run.toml", "forecast has no lead time"),
+    "inits = ['2031-01-01']": ("run.toml", "forecast lacks 1 of 1 starts"),
+    "inits = '2031-01-01/2031-02-01'": ("run.toml", "forecast has no start within"),
+    "align = 1": ("run.toml", "align must be true or false"),
+    "model = ": ("run.toml", "no valid TOML"),
+}
+
+
+@pytest.mark.parametrize("line", REFUSALS)
+def test_a_bad_configuration_is_one_line(folder: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path, message = REFUSALS[line]
+    keys = {part.split(" = ")[0] for part in line.splitlines()}
+    kept = [row for row in CONFIG.splitlines() if row.split(" = ")[0] not in keys or line.startswith("[")]
+    (folder / path).write_text("\n".join([*kept, line]))
+    assert wx_eval("run", folder / path) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("crps", "unknown metric 'crps', did you mean"),
+        ("Brier(threshold=", "expected a metric such as"),
+        ("Brier", "takes the settings ['threshold', 'event', 'kind']"),
+        ("RMSE(rooted=True)", "settings out of"),
+    ],
+)
+def test_metrics_that_do_not_exist(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        metric(text)
+    assert message in str(error.value)
+
+
+def test_small_languages() -> None:
+    assert metric("crps_fair") == CRPS("fair")
+    assert metric("CRPS(kind='almost_fair', alpha=0.95)") == CRPS("almost_fair", 0.95)
+    assert metric({"type": "WIS", "levels": [0.5, 0.9]}) == WIS((0.5, 0.9))
+    assert durations("6h/1d/6h") == (21600, 43200, 64800, 86400)
+    assert durations(["90s", "30min", "1.5h"]) == (90, 1800, 5400)
+    assert members(["0", "2-4", 7]) == (0, 2, 3, 4, 7)
+    held = np.arange("2020-01-01", "2020-01-11", 86400, dtype="datetime64[s]")
+    assert chosen_inits("2020-01-02/2020-01-08/3d", held).tolist() == held[1:8:3].tolist()
+    assert chosen_inits("2020-01-09/2021-01-01", held).tolist() == held[8:].tolist()
+    assert chosen_inits(["2020-01-05"], held).tolist() == held[4:5].tolist()
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    text = {
+        "model": "m",
+        "output": "o",
+        "forecast": {"path": ["a", "b"], "members": "1-3", "lead_time": "6h", "rename": {"x": "y"}},
+        "truth": {"path": "t", "channels": ["y"], "init_time": "2020-01-01"},
+        "regrid": "bilinear",
+        "land": {"path": "l", "variable": "lsm"},
+        "climatology": "c",
+        "inits": ["2020-01-01"],
+    }
+    s = RunSettings.parse(text, str(tmp_path))
+    assert s.forecast.members == (1, 2, 3)
+    assert s.forecast.lead_time == 21600
+    assert s.regrid is not None
+    assert s.regrid.grid == "truth"
+    assert s.climatology is not None
+    assert s.path("x") == str(tmp_path / "x")
+
+
+def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["nothing"], ["merge", "a"], ["run", "--workers", "0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert stop.value.code == 0
+    assert "example configuration" in capsys.readouterr().out
+
+
+def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("info", "nowhere.parquet") == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert wx_eval("info", "nowhere.parquet", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def written(folder: Path, name: str, change: Callable[[xr.Dataset], xr.Dataset]) -> list[object]:
+    """A changed forecast and the options that evaluate it."""
+    change(forecast()).to_netcdf(folder / f"{name}.nc", engine="h5netcdf")
+    where = ["--forecast", folder / f"{name}.nc", "-o", folder / f"{name}.parquet", "--quiet"]
+    return ["run", folder / "run.toml", *where]
+
+
+def test_other_orders_need_align_and_other_grids_regrid(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def turned(f: xr.Dataset) -> xr.Dataset:
+        f = f.assign_coords(longitude=(LON + 180) % 360 - 180).sortby("longitude")
+        return f.isel(latitude=slice(None, None, -1))
+
+    run = written(folder, "turned", turned)
+    assert wx_eval(*run) == 1
+    assert "align = true (--align)" in capsys.readouterr().err
+    assert wx_eval(*run, "--align") == 0
+    assert Records.from_parquet(folder / "turned.parquet").table.equals(expected().table)
+
+    run = written(folder, "coarse", lambda f: f.isel(latitude=slice(None, None, 2)))
+    assert wx_eval(*run) == 1
+    assert 'regrid = "bilinear" or "conservative" (--regrid)' in capsys.readouterr().err
+    assert wx_eval(*run, "--regrid", "conservative:7x12") == 0
+    got = Records.from_parquet(folder / "coarse.parquet")
+    assert got.conventions.grid.startswith("7 x 12 ")
+    assert got.conventions.truth == "truth, conservative to 7x12"
+    assert got.runs["ens"][0]["regrid"] == {"method": "conservative", "grid": "7x12"}
+
+
+def test_land_regions_from_a_file_in_another_order(folder: Path) -> None:
+    share = np.random.default_rng(7).uniform(size=(LAT.size, LON.size))
+    land = xr.Dataset({"lsm": (("lat", "lon"), share[::-1])}, {"lat": LAT[::-1], "lon": LON})
+    land.to_netcdf(folder / "land.nc", engine="h5netcdf")
+    text = CONFIG.replace('"europe"', '"tropics_land"') + '[land]\npath = "land.nc"\nvariable = "lsm"\n'
+    (folder / "run.toml").write_text(text)
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    mask = (np.abs(LAT) <= 20)[:, None] & (share >= 0.5)
+    points = Records.from_parquet(folder / "ens.parquet").select(region="tropics_land").table["n"]
+    assert set(points.to_pylist()) == {int(mask.sum())}
+
+
+def test_a_missing_truth_is_refused_before_any_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth().isel(time=slice(0, 5)).to_netcdf(folder / "truth.nc", engine="h5netcdf")
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 1
+    assert "truth has no state at 2020-01-06T00:00:00, valid time of 2020-01-03" in capsys.readouterr().err
+    assert not (folder / "ens.parquet.parts").exists()
+    assert wx_eval("run", folder / "run.toml", "--quiet", "--missing-truth", "drop") == 0
+    rows = Records.from_parquet(folder / "ens.parquet").to_xarray().isel(model=0, channel=0, region=0)
+    valid = rows["init_time"] + rows["lead_time"]
+    np.testing.assert_array_equal(rows["n"].T > 0, valid <= START + 4 * DAY)
+
+
+def test_merge_compare_scorecard_report_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    worse = written(
+        folder, "worse", lambda f: f.assign(temperature=(f["temperature"] + 3).assign_attrs(units="K"))
+    )
+    assert wx_eval(*worse, "--model", "worse") == 0
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    a, b = folder / "ens.parquet", folder / "worse.parquet"
+    assert wx_eval("merge", a, b, "-o", folder / "both.parquet") == 0
+    both = Records.from_parquet(folder / "both.parquet")
+    assert both.models == ["ens", "worse"]
+    assert both == Records.from_parquet(a).merge(Records.from_parquet(b))
+    assert set(both.runs) == {"ens", "worse"}
+    assert both.merge(both, Records.from_parquet(a)).runs == both.runs
+    capsys.readouterr()
+    assert wx_eval("compare", a, b, "--regions", "global", "--leads", "1d,2d", "--method", "iid") == 0
+    out = capsys.readouterr().out
+    assert "models: ens against worse" in out
+    assert out.count("crps_fair  t850") == 2
+    assert out.count("better") == 2
+    assert wx_eval("compare", folder / "both.parquet", folder / "both.parquet") == 1
+    assert "hold the models ['ens', 'worse']" in capsys.readouterr().err
+    choose = ["--model-a", "worse", "--model-b", "ens", "--metric", "Brier(threshold=281.0)"]
+    assert wx_eval("compare", folder / "both.parquet", folder / "both.parquet", *choose) == 0
+    assert wx_eval("scorecard", a, b, "-o", folder / "card.html") == 0
+    assert wx_eval("report", a, b, "--baseline", "worse", "-o", folder / "report.html") == 0
+    figures = ["--figures", folder / "figures", "--title", "Two models"]
+    assert wx_eval("report", folder / "both.parquet", *figures, "-o", folder / "both.html") == 0
+    assert "Two models" in (folder / "both.html").read_text()
+    assert f"wx-eval report {folder}/both.parquet" in (folder / "both.html").read_text()
+    assert 'href="both.parquet"' in (folder / "both.html").read_text()
+    assert len(list((folder / "figures").glob("*.svg"))) > 3
+    for page in ("card.html", "report.html"):
+        assert (folder / page).read_text().startswith("<!DOCTYPE html>")
+    assert wx_eval("report", a, "--baseline", "worse", "-o", folder / "no.html") == 1
+    capsys.readouterr()
+    assert wx_eval("info", folder / "both.parquet") == 0
+    out = capsys.readouterr().out
+    assert "models: ens, worse" in out
+    assert "starts: 6, 2020-01-01T00:00 to 2020-01-06T00:00, every 24 h" in out
+    assert wx_eval("info", folder / "ens.nc") == 0
+    assert "channels: t850 [K]" in capsys.readouterr().out
+
+
+def test_doctor_exit_codes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("doctor", folder / "ens.nc", "--truth", folder / "truth.nc") == 0
+    assert "0 errors, 0 warnings" in capsys.readouterr().out
+    forecast().isel(init_time=[0, 1, 2, 4, 5]).to_netcdf(folder / "ens.nc", engine="h5netcdf")
+    assert wx_eval("doctor", folder / "ens.nc", "--truth", folder / "truth.nc") == 1
+    assert "warning: missing starts" in capsys.readouterr().out
+    assert wx_eval("doctor", folder / "ens.nc") == 1
+    assert "doctor needs a truth" in capsys.readouterr().err
+
+
+def test_a_climatology_from_files_serves_a_run(tmp_path: Path) -> None:
+    """Two years of daily states; anomalies of the run are against the file that the command wrote."""
+    times = np.arange("2018-01-01", "2020-01-01", 86400, dtype="datetime64[s]").astype("datetime64[ns]")
+    values = np.random.default_rng(5).standard_normal((times.size, LAT.size, LON.size))
+    dataset(values, ("time",), {"time": times}).to_netcdf(tmp_path / "past.nc", engine="h5netcdf")
+    forecast().to_netcdf(tmp_path / "ens.nc", engine="h5netcdf")
+    truth().to_netcdf(tmp_path / "truth.nc", engine="h5netcdf")
+    assert (
+        wx_eval("climatology", tmp_path / "past.nc", "-o", tmp_path / "clim.nc", "--name", "two years") == 0
+    )
+    (tmp_path / "run.toml").write_text(CONFIG.replace('"RMSE"', "\"ACC(kind='pooled')\""))
+    run = ["run", tmp_path / "run.toml", "--climatology", tmp_path / "clim.nc", "--quiet"]
+    assert wx_eval(*run) == 0
+    got = Records.from_parquet(tmp_path / "ens.parquet")
+    assert got.conventions.climatology == "two years"
+    [square] = [s for s in got.statistics if s.startswith("anomaly_square") and "truth" in s]
+    with xr.open_dataset(tmp_path / "clim.nc", engine="h5netcdf") as clim:
+        normal = clim["t850"].sel(hour=0, dayofyear=2).transpose("latitude", "longitude").values
+    anomaly = truth()["temperature"].sel(time=START + DAY).values.astype(np.float64) - normal
+    from wx_eval import cell_weights
+
+    first = got.to_xarray()[square].sel(region="global", lead_time=DAY).values.ravel()[0]
+    assert first == pytest.approx(np.average((anomaly**2).mean(1), weights=cell_weights(LAT)), rel=1e-6)

@@ -1,0 +1,375 @@
+"""Files to channels, times and members; alignment and regridding."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from wx_eval import cell_weights, evaluate
+from wx_eval._files import _from_common
+from wx_eval._open import Forecast, Source, Truth, open_source
+from wx_eval._regrid import Regridder, global_axes
+
+HOUR = np.timedelta64(1, "h")
+DAY = np.timedelta64(24, "h")
+START = np.datetime64("2020-02-27T00", "ns")
+LAT, LON = np.linspace(90, -90, 7), np.arange(0, 360, 45.0)
+
+
+def fields(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, LAT.size, LON.size)).astype(np.float32)
+
+
+def ensemble(members: int = 3) -> xr.Dataset:
+    """Geopotential at two levels and 2 m temperature: (2 inits, 3 leads, M)."""
+    coords: dict[str, Any] = {
+        "init_time": START + DAY * np.arange(2),
+        "lead_time": (12 * HOUR * np.arange(1, 4)).astype("timedelta64[ns]"),
+        "member": np.arange(members),
+        "latitude": LAT,
+        "longitude": LON,
+    }
+    dims = ("init_time", "lead_time", "member")
+    data = {
+        "geopotential": (
+            (*dims, "level", "latitude", "longitude"),
+            fields(2, 3, members, 2),
+            {"units": "m2 s-2"},
+        ),
+        "2m_temperature": (
+            (*dims, "latitude", "longitude"),
+            fields(2, 3, members, seed=1),
+            {"units": "K"},
+        ),
+    }
+    return xr.Dataset(data, {**coords, "level": [500, 850]})
+
+
+def read(source: Source, channel: str, init: int, lead: int) -> np.ndarray:
+    key = int((START + init * DAY).astype("datetime64[s]").astype(int)), 43200 * (lead + 1)
+    return source.read(channel, key)
+
+
+def test_levels_and_long_names_become_channels() -> None:
+    source = open_source(ensemble())
+    assert source.channels == ("z500", "z850", "t2m")
+    assert source.units == {"z500": "m2 s-2", "z850": "m2 s-2", "t2m": "K"}
+    np.testing.assert_array_equal(read(source, "z850", 1, 2), ensemble()["geopotential"].values[1, 2, :, 1])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"init_time": "time", "lead_time": "step", "member": "number", "level": "isobaricInhPa"},
+        {
+            "init_time": "forecast_reference_time",
+            "lead_time": "prediction_timedelta",
+            "member": "realization",
+        },
+        {"latitude": "lat", "longitude": "lon", "member": "ensemble", "level": "pressure_level"},
+        {"member": "sample", "level": "plev"},
+    ],
+)
+def test_synonyms_of_dims(names: dict[str, str]) -> None:
+    plain, renamed = open_source(ensemble()), open_source(ensemble().rename(names))
+    assert renamed.channels == plain.channels
+    assert renamed.keys == plain.keys
+    np.testing.assert_array_equal(read(renamed, "z500", 0, 1), read(plain, "z500", 0, 1))
+
+
+def test_pressure_in_pascal_and_any_order_of_dims() -> None:
+    dataset = ensemble().transpose("longitude", "level", "member", "latitude", ...)
+    dataset = dataset.assign_coords(level=("level", [50000.0, 85000.0], {"units": "Pa"}))
+    np.testing.assert_array_equal(
+        read(open_source(dataset), "z500", 1, 0), ensemble()["geopotential"].values[1, 0, :, 0]
+    )
+
+
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+@pytest.mark.parametrize("split", ["init_time", "lead_time", "member", "variable"])
+def test_files_may_split_a_forecast_along_anything(tmp_path: Path, split: str, suffix: str) -> None:
+    pytest.importorskip("h5netcdf" if suffix == "nc" else "zarr")
+    whole = ensemble()
+    if split == "variable":
+        pieces = [whole[[v]] for v in whole.data_vars]
+    else:
+        pieces = [whole.isel({split: [k]}) for k in range(whole.sizes[split])]
+    for k, piece in enumerate(reversed(pieces)):
+        if suffix == "nc":
+            piece.to_netcdf(tmp_path / f"part{k}.nc", engine="h5netcdf")
+        else:
+            piece.to_zarr(tmp_path / f"part{k}.zarr", consolidated=False)
+    source, plain = open_source(str(tmp_path / f"part*.{suffix}")), open_source(whole)
+    assert set(source.channels) == set(plain.channels)
+    assert source.keys == plain.keys
+    for channel in plain.channels:
+        for init in range(2):
+            for lead in range(3):
+                np.testing.assert_array_equal(
+                    read(source, channel, init, lead), read(plain, channel, init, lead)
+                )
+
+
+def test_a_member_in_two_files_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("h5netcdf")
+    for name in ("a", "b"):
+        ensemble().to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    source = open_source([tmp_path / "a.nc", tmp_path / "b.nc"])
+    with pytest.raises(ValueError, match=r"holds 'z500' .* twice \(members \[0, 1, 2\]\)"):
+        read(source, "z500", 0, 0)
+
+
+def test_netcdf_lead_times_in_hours_and_fields_in_hours(tmp_path: Path) -> None:
+    """A lead time is decoded by its unit; a field whose unit is a time stays a number."""
+    pytest.importorskip("h5netcdf")
+    dataset = ensemble().assign_coords(lead_time=("lead_time", [12, 24, 36], {"units": "hours"}))
+    dataset["2m_temperature"].attrs["units"] = "hours"
+    dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    source = open_source(tmp_path / "a.nc")
+    np.testing.assert_array_equal(source.lead_times, np.array([12, 24, 36]) * HOUR)
+    np.testing.assert_array_equal(read(source, "t2m", 0, 0), read(open_source(ensemble()), "t2m", 0, 0))
+    with pytest.raises(ValueError, match="plain numbers without a unit"):
+        open_source(ensemble().assign_coords(lead_time=[12, 24, 36]))
+
+
+def test_cf_forecasts_along_their_valid_time() -> None:
+    one = ensemble().isel(init_time=1, drop=True)
+    valid = START + DAY + one["lead_time"].values
+    cf = one.rename(lead_time="time").assign_coords(time=valid)
+    by_reference = cf.assign_coords(forecast_reference_time=START + DAY)
+    by_period = cf.assign_coords(forecast_period=("time", [12.0, 24.0, 36.0], {"units": "hours"}))
+    for dataset in (by_reference, by_period):
+        source = open_source(dataset)
+        assert source.keys == [k for k in open_source(ensemble()).keys if k[0] == source.keys[0][0]]
+        np.testing.assert_array_equal(read(source, "z500", 1, 2), read(open_source(ensemble()), "z500", 1, 2))
+    with pytest.raises(ValueError, match=r'no lead time.*lead_time = "24h"'):
+        open_source(cf)
+    fixed = open_source(cf, lead_time=12 * HOUR)
+    np.testing.assert_array_equal(fixed.init_times, (valid - 12 * HOUR).astype("datetime64[s]"))
+
+
+def test_a_truth_of_forecast_files_counts_by_valid_time() -> None:
+    """Bases every 12 h with steps 0 and 6 h are one series; steps that overlap are refused."""
+    whole = ensemble(1).isel(member=0, drop=True)
+    series = whole.assign_coords(
+        init_time=START + 12 * HOUR * np.arange(2),
+        lead_time=(6 * HOUR * np.array([0, 1, 2])).astype("timedelta64[ns]"),
+    )
+    truth = Truth(open_source(series.isel(lead_time=[0, 1]), "truth", truth=True))
+    np.testing.assert_array_equal(truth.times, (START + 6 * HOUR * np.arange(4)).astype("datetime64[s]"))
+    got = truth.read(truth.times[[3]])
+    np.testing.assert_array_equal(got.sel(channel="t2m")[0], whole["2m_temperature"][1, 1])
+    with pytest.raises(ValueError, match=r"with lead times .*choose one by leads"):
+        Truth(open_source(series, "truth", truth=True))
+    only = open_source(series, "truth", truth=True, lead_times=[0 * HOUR])
+    assert Truth(only).times.size == 2
+
+
+def test_times_without_leap_days() -> None:
+    """Seconds since 1990 in years of 365 days against counting the days one by one."""
+    days = np.arange("1990-01-01", "1997-01-01", dtype="datetime64[D]")
+    common = days[[str(d)[5:] != "02-29" for d in days]]
+    got = _from_common(1990, 86400 * np.arange(common.size))
+    np.testing.assert_array_equal(got.astype("datetime64[D]"), common)
+
+
+@pytest.mark.parametrize("origin", ["1992-03-01", "1992-02-28", "1991-07-09 12:00:00", "1850-01-01"])
+def test_a_file_of_a_calendar_without_leap_days(tmp_path: Path, origin: str) -> None:
+    pytest.importorskip("h5netcdf")
+    first = np.datetime64(origin.replace(" ", "T"), "h")
+    all_hours = np.arange(first, np.datetime64("1997-01-01", "h"), np.timedelta64(24, "h"))
+    common = all_hours[[str(d)[5:10] != "02-29" for d in all_hours]]
+    dataset = xr.Dataset(
+        {"t": (("time", "lat", "lon"), np.zeros((3, 2, 2)), {"units": "K"})},
+        {"time": [0.0, 1.0, common.size - 1.0], "lat": [0.0, 1.0], "lon": [0.0, 1.0]},
+    )
+    dataset["time"].attrs = {"units": f"days since {origin}", "calendar": "noleap"}
+    dataset.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    times = Truth(open_source(tmp_path / "a.nc", "truth", truth=True)).times
+    np.testing.assert_array_equal(times, common[[0, 1, -1]].astype("datetime64[s]"))
+
+
+def test_selection_renaming_and_refusals() -> None:
+    source = open_source(ensemble(), rename={"t2m": "temperature"}, members=[2, 0], channels=["temperature"])
+    expected = ensemble()["2m_temperature"].values[1, 0, [0, 2]]
+    np.testing.assert_array_equal(read(source, "temperature", 1, 0), expected)
+    with pytest.raises(ValueError, match=r"no member \[7\]"):
+        open_source(ensemble(), members=[7])
+    with pytest.raises(ValueError, match=r"no channel of \['q700'\]|no channel \['q700'\]"):
+        open_source(ensemble(), channels=["q700"])
+    with pytest.raises(FileNotFoundError, match="no file"):
+        open_source("nowhere/*.nc")
+    with pytest.raises(ValueError, match="no coordinate"):
+        open_source(ensemble().drop_vars("latitude"))
+
+
+def test_chunks_are_lazy_and_score_like_an_array() -> None:
+    """Records from files equal those from one array in memory, bit for bit."""
+    whole = ensemble()
+    truth = xr.Dataset(
+        {
+            "geopotential": (("time", "level", "latitude", "longitude"), fields(6, 2, seed=3)),
+            "2m_temperature": (("time", "latitude", "longitude"), fields(6, seed=4)),
+        },
+        {"time": START + 12 * HOUR * np.arange(6), "level": [500, 850], "latitude": LAT, "longitude": LON},
+    )
+    source = open_source(whole)
+    states = Truth(open_source(truth, "truth", truth=True), source.units)
+    got = evaluate(Forecast(source).chunks(source.init_times), states, model="a")
+    array = xr.concat(
+        [whole["geopotential"].sel(level=v, drop=True) for v in (500, 850)] + [whole["2m_temperature"]],
+        xr.Variable("channel", ["z500", "z850", "t2m"]),
+        coords="minimal",
+        compat="override",
+    )
+    array.attrs = {}
+    expected = evaluate(array, states.read(states.times).drop_vars("units"), model="a")
+    assert got.table.equals(expected.table)
+    chunk = next(Forecast(source).chunks(source.init_times))
+    assert chunk.values.shape == (3, 3, 7, 8)
+    np.testing.assert_array_equal(chunk.values[:, [2, 0], 2:4], np.asarray(chunk.values)[:, [2, 0], 2:4])
+
+
+def test_chunks_tell_how_their_values_are_stored(tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="zarr is not installed: stored pieces are not tested")
+    pieces = {"init_time": 1, "lead_time": 1, "member": 3, "lat": 2, "longitude": 8}
+    stored = ensemble().rename(latitude="lat")
+    for name, array in stored.items():
+        stored[name].encoding["chunks"] = tuple(pieces.get(str(d), 2) for d in array.dims)
+    stored.to_zarr(tmp_path / "ens.zarr", consolidated=False)
+    source = open_source(tmp_path / "ens.zarr")
+    chunk = next(Forecast(source).chunks(source.init_times))
+    assert chunk.values.chunks == (0, 1, 2, 0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("longitudes", [LON, (LON + 180) % 360 - 180])
+@pytest.mark.parametrize("rows", [1, -1])
+def test_alignment_moves_every_value_to_its_place(rows: int, longitudes: np.ndarray) -> None:
+    order = np.argsort(longitudes)
+    moved = (
+        ensemble()
+        .assign_coords(longitude=longitudes)
+        .isel(longitude=order)
+        .isel(latitude=slice(None, None, rows))
+    )
+    source, target = open_source(moved), open_source(ensemble())
+    assert source.same_grid(target) == (rows == 1 and (longitudes == LON).all())
+    aligned = source.aligned(target)
+    assert aligned.same_grid(target)
+    np.testing.assert_array_equal(read(aligned, "z850", 1, 1), read(target, "z850", 1, 1))
+
+
+def test_alignment_refuses_other_points() -> None:
+    other = ensemble().assign_coords(latitude=LAT * 0.9)
+    with pytest.raises(ValueError, match=r"different grids.*--regrid"):
+        open_source(other).aligned(open_source(ensemble()))
+
+
+GRIDS = {
+    "poles": global_axes(19, 36),
+    "no poles": global_axes(16, 30),
+    "south first": (global_axes(19, 36)[0][::-1], global_axes(19, 36)[1]),
+    "gauss": (np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(14)[0])), np.arange(0, 360, 360 / 28)),
+    "from -180": (global_axes(13, 24)[0], global_axes(13, 24)[1] - 180),
+    "finer": global_axes(61, 120),
+}
+
+
+@pytest.mark.parametrize("source", GRIDS)
+@pytest.mark.parametrize("target", GRIDS)
+def test_conservative_keeps_constants_and_the_global_mean(source: str, target: str) -> None:
+    a, b = GRIDS[source], GRIDS[target]
+    regrid = Regridder(a, b, "conservative")
+    field = np.random.default_rng(0).standard_normal((2, a[0].size, a[1].size))
+    out = regrid(field)
+    np.testing.assert_allclose(regrid(np.full(field.shape, 7.3)), 7.3, rtol=1e-13)
+    before = np.average(field.mean(-1), axis=-1, weights=cell_weights(a[0]))
+    after = np.average(out.mean(-1), axis=-1, weights=cell_weights(b[0]))
+    np.testing.assert_allclose(after, before, atol=1e-14)
+
+
+def test_conservative_onto_cells_that_contain_whole_cells_is_a_weighted_mean() -> None:
+    fine, coarse = global_axes(12, 24), global_axes(6, 12)
+    field = np.random.default_rng(1).standard_normal((12, 24))
+    # Coarse columns are centred on fine ones: half of each neighbour belongs to them.
+    columns = (np.roll(field, 1, 1) / 4 + field / 2 + np.roll(field, -1, 1) / 4)[:, ::2]
+    edges = np.sin(np.deg2rad(np.linspace(90, -90, 13)))
+    area = -np.diff(edges)[:, None]
+    expected = (columns * area).reshape(6, 2, 12).sum(1) / area.reshape(6, 2, 1).sum(1)
+    np.testing.assert_allclose(Regridder(fine, coarse, "conservative")(field), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("source", GRIDS)
+@pytest.mark.parametrize("target", GRIDS)
+def test_bilinear_is_exact_for_what_is_linear_in_latitude(source: str, target: str) -> None:
+    a, b = GRIDS[source], GRIDS[target]
+    regrid = Regridder(a, b, "bilinear")
+    field = np.broadcast_to(2 + 0.1 * a[0][:, None], (a[0].size, a[1].size))
+    expected = 2 + 0.1 * np.clip(b[0], a[0].min(), a[0].max())
+    np.testing.assert_allclose(
+        regrid(field), np.broadcast_to(expected[:, None], (b[0].size, b[1].size)), atol=1e-12
+    )
+
+
+def test_bilinear_against_scipy_inside_and_across_the_seam() -> None:
+    from scipy.interpolate import RegularGridInterpolator
+
+    a, b = global_axes(19, 36), (np.linspace(83, -77, 11), np.arange(-179.5, 180, 23.0))
+    field = np.random.default_rng(2).standard_normal((19, 36))
+    ring = np.concatenate([field, field[:, :1]], axis=1)
+    peer = RegularGridInterpolator((a[0][::-1], np.append(a[1], 360)), ring[::-1])
+    points = np.stack(np.meshgrid(b[0], b[1] % 360, indexing="ij"), axis=-1)
+    np.testing.assert_allclose(Regridder(a, b, "bilinear")(field), peer(points), atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "conservative"])
+def test_the_same_grid_is_left_alone(method: Any) -> None:
+    a = GRIDS["poles"]
+    field = np.random.default_rng(3).standard_normal((19, 36))
+    np.testing.assert_allclose(Regridder(a, a, method)(field), field, atol=1e-13)
+
+
+def test_missing_points_are_left_out_or_spread() -> None:
+    fine, coarse = global_axes(12, 24), global_axes(6, 12)
+    field = np.random.default_rng(4).standard_normal((12, 24))
+    field[4:6, 7:10] = np.nan
+    out = Regridder(fine, coarse, "conservative")(field)
+    assert np.isnan(out[2, 4])
+    assert np.isfinite(out[2, [3, 5]]).all()
+    # Column 3 (45 degrees wide by half cells at 5, 6, 7) keeps its three quarters of present area.
+    area = -np.diff(np.sin(np.deg2rad(np.linspace(90, -90, 13))))[4:6]
+    part = (field[4:6, 5] / 4 + field[4:6, 6] / 2) / 0.75
+    assert out[2, 3] == pytest.approx(part @ area / area.sum(), rel=1e-12)
+    spread = Regridder(fine, (fine[0], fine[1] + 7.5), "bilinear")(field)
+    assert np.isnan(spread[4:6, 6:10]).all()
+    assert np.isfinite(spread).sum() == 12 * 24 - 8
+
+
+def test_nothing_is_extrapolated() -> None:
+    crop = (np.linspace(60, 30, 7), np.linspace(-20, 20, 9))
+    inside = (np.linspace(55, 35, 5), np.linspace(-15, 15, 7))
+    for method in ("bilinear", "conservative"):
+        np.testing.assert_allclose(Regridder(crop, inside, method)(np.ones((7, 9))), 1, rtol=1e-13)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="reaches beyond the source in latitude"):
+            Regridder(crop, (np.linspace(70, 35, 5), inside[1]), method)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="reaches beyond the source in longitude"):
+            Regridder(crop, (inside[0], np.linspace(-40, 15, 7)), method)  # type: ignore[arg-type]
+
+
+def test_a_regridded_source_reads_regridded_fields() -> None:
+    source = open_source(ensemble())
+    axes = global_axes(5, 6)
+    moved = ensemble().assign_coords(longitude=(LON + 180) % 360 - 180).sortby("longitude")
+    expected = Regridder((LAT, LON), axes, "conservative")(read(source, "z500", 0, 0))
+    np.testing.assert_array_equal(read(source.regridded(axes, "conservative"), "z500", 0, 0), expected)
+    chunk = next(Forecast(source.regridded(axes, "bilinear")).chunks(source.init_times))
+    whole = np.asarray(chunk.values)
+    assert chunk.values.shape == whole.shape == (3, 3, 5, 6)
+    np.testing.assert_array_equal(chunk.values[:, 1:3, 1:4], whole[:, 1:3, 1:4])
+    turned = ensemble().roll(longitude=4, roll_coords=False)
+    turned = turned.assign_coords(longitude=moved["longitude"])
+    np.testing.assert_allclose(
+        read(open_source(turned).regridded(axes, "conservative"), "z500", 0, 0), expected, atol=1e-12
+    )
