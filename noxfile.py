@@ -108,7 +108,10 @@ def pytest(session: nox.Session, *arguments: str) -> None:
 def unit_tests(session: nox.Session, package: str, constraints: str = "") -> None:
     """Test one package, and the examples of its README, with none of the other four installed."""
     install(session, [package], f"{project(package)}:test", constraints=constraints)
-    pytest(session, f"packages/{package}/tests", f"packages/{package}/README.md")
+    # A package whose tests are arithmetic in one process asks for pytest-xdist.
+    tools = tomllib.loads(project(package).read_text())["dependency-groups"]["test"]
+    two = ("-n", "2", "--dist", "worksteal") if any("xdist" in tool for tool in tools) else ()
+    pytest(session, f"packages/{package}/tests", f"packages/{package}/README.md", *two)
 
 
 @nox.session
@@ -139,9 +142,9 @@ def unit(session: nox.Session, package: str) -> None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """The five wheels together: contracts, the assembled forecaster, the repository itself."""
+    """The five wheels together: contracts, the assembled forecaster, the repository, the docs."""
     install(session, PACKAGES, "recipes", "test")
-    pytest(session, "tests")
+    pytest(session, "tests", "docs", "README.md")
 
 
 @nox.session(default=False, python="3.11")
@@ -187,10 +190,9 @@ def parity(session: nox.Session, package: str) -> None:
 
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
-    """Build the site with warnings as errors, and run every Python block on it and in the README."""
-    install(session, PACKAGES, "recipes", "docs", "test")
+    """Build the site with warnings as errors; `integration` runs its Python blocks."""
+    install(session, PACKAGES, "recipes", "docs")
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
-    pytest(session, "docs", "README.md")
 
 
 @nox.session(default=False)

@@ -40,7 +40,7 @@ def test_any_number_of_ranks_has_the_same_losses(example: str) -> None:
 
 
 def test_cookbook_runs_on_many_ranks(tmp_path: Path) -> None:
-    """The session "docs" runs its blocks on one rank; that the words say "one rank or many" is shown here."""
+    """The page test runs its blocks on one rank; that the words say "one rank or many" is shown here."""
     page = (ROOT / "docs/shardtensor-cookbook.md").read_text()
     program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     program, found = re.subn(

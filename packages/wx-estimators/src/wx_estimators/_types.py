@@ -162,7 +162,7 @@ class NetSpec:
         noise: None, or the shape (without the row dimension) of the noise input: (Z,) or (Z, *S).
         supports_jvp: `torch.func.jvp` through `predict` is right, which `Consistency` asks for and no other
             estimator does. Compare it with a finite difference once: custom autograd functions without `jvp`
-            raise an error, but operators of `torch.library.custom_op` have a derivative of zero.
+            raise an error, but operators made by torch's `custom_op` have a derivative of zero.
     """
 
     out_channels: int
