@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wx_eval import CRPS, RMSE, Records, evaluate
+from wx_eval import CRPS, PRESETS, RMSE, Records, climatology, compare, evaluate
 from wx_eval._cli import main
 from wx_eval._config import RunSettings, chosen_inits, durations, members, metric
 from wx_eval._event_scores import Brier
@@ -367,6 +368,262 @@ def test_merge_compare_scorecard_report_info(folder: Path, capsys: pytest.Captur
     assert "starts: 6, 2020-01-01T00:00 to 2020-01-06T00:00, every 24 h" in out
     assert wx_eval("info", folder / "ens.nc") == 0
     assert "channels: t850 [K]" in capsys.readouterr().out
+
+
+@pytest.fixture
+def winter(tmp_path: Path) -> tuple[Path, Records, Records]:
+    """Two models with 60 daily starts from December to January, on disk and in memory."""
+    starts = np.datetime64("2019-12-01", "ns") + DAY * np.arange(60)
+    reference = truth().assign_coords(time=starts[0] + DAY * np.arange(80))["temperature"]
+    both = []
+    for seed, name in ((1, "a"), (2, "b")):
+        x = forecast(seed, 60).assign_coords(init_time=starts)["temperature"] + 0.3 * seed
+        x = x.expand_dims(channel=["t850"], axis=3)
+        both.append(
+            evaluate(
+                x,
+                reference.expand_dims(channel=["t850"], axis=1),
+                model=name,
+                regions=["global", "nh"],
+                metrics=[CRPS("fair"), RMSE()],
+                weights="cos",
+            )
+        )
+        both[-1].to_parquet(tmp_path / f"{name}.parquet")
+    return tmp_path, both[0], both[1]
+
+
+CHOICES: dict[str, dict[str, Any]] = {
+    "": {},
+    "--months 1": {"months": [1]},
+    "--months 12,1 --sample valid": {"months": [1, 12], "sample": "valid"},
+    "--lag 24h --sample starts": {"lag": DAY, "sample": "starts"},
+    "--method bootstrap --seed 3 --resamples 200": {"method": "bootstrap", "seed": 3, "resamples": 200},
+    "--method geer --correction holm --alpha 0.01": {
+        "method": "geer",
+        "correction": "holm",
+        "alpha": 0.01,
+    },
+}
+
+
+@pytest.mark.parametrize("options", CHOICES)
+def test_choices_of_starts_and_test_reach_compare(
+    winter: tuple[Path, Records, Records], options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, a, b = winter
+    card = compare(a, b, "crps_fair", **CHOICES[options])
+    assert wx_eval("compare", folder / "a.parquet", folder / "b.parquet", *options.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, value in card.settings().items():
+        assert f"{name}: {value}" in lines
+    cells = [line.split() for line in lines if line.startswith("crps_fair ")]
+    assert len(cells) == len(card.cells)
+    for line, cell in zip(cells, card.cells, strict=True):
+        assert line[5] == str(cell.n)
+        assert line[10] == f"{cell.p_adjusted:.3g}"
+    paths = [folder / "a.parquet", folder / "b.parquet"]
+    page = folder / "card.html"
+    assert wx_eval("scorecard", *paths, *options.split(), "-o", page) == 0
+    assert card.settings()["test"] in page.read_text()
+    if options:
+        assert wx_eval("report", *paths, "--baseline", "b", *options.split(), "-o", page) == 0
+        text = page.read_text()
+        assert card.settings()["test"] in text
+        assert card.settings()["sample"] in text
+        assert ("months" in CHOICES[options]) == ("Starts in the months" in text)
+
+
+def test_choices_that_cannot_be(
+    winter: tuple[Path, Records, Records], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, a, b = winter
+    paths = folder / "a.parquet", folder / "b.parquet"
+    for options, message in (
+        ("--method bootstrap", 'method "bootstrap" needs a seed'),
+        ("--seed 3", "no other method takes one"),
+        ("--resamples 9", "--resamples is of --method bootstrap"),
+        ("--months 6", "share 0 scored starts"),
+        ("--preset atlas --method iid", "the preset sets the test: drop --method or the preset"),
+        ("--preset atlas --leads 1d", "needs records that it evaluated"),
+    ):
+        assert wx_eval("compare", *paths, *options.split()) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        wx_eval("compare", *paths, "--months", "13")
+    assert "months must be numbers from 1 to 12" in capsys.readouterr().err
+    label = PRESETS["atlas"].label
+    for records, path in ((a, paths[0]), (b, paths[1])):
+        replace(records, conventions=replace(records.conventions, preset=label)).to_parquet(path)
+    choices = ["--preset", "atlas", "--months", "12", "--leads", "2d", "--metric", "rmse"]
+    assert wx_eval("compare", *paths, *choices) == 0
+    out = capsys.readouterr().out
+    assert "months of starts: 12" in out
+    assert "standard error iid" in out
+    assert [line.split()[3:5] for line in out.splitlines() if line.startswith("rmse ")] == [["48", "h"]] * 2
+    assert wx_eval("report", *paths, "--months", "1", "-o", folder / "p.html") == 0
+    assert "2020-01-01T00 to 2020-01-29T00, 29 in all" in (folder / "p.html").read_text()
+    assert wx_eval("report", *paths, "-o", folder / "p.html") == 0
+    assert "2019-12-01T00 to 2020-01-29T00, 60 in all" in (folder / "p.html").read_text()
+    assert wx_eval("report", *paths, "--method", "ewc", "-o", folder / "p.html") == 1
+    assert "the preset sets the test" in capsys.readouterr().err
+
+
+def history(folder: Path) -> np.ndarray:
+    """Four years of daily states (T, H, W) as past.nc."""
+    times = np.arange("2016-01-01", "2020-01-01", 86400, dtype="datetime64[s]").astype("datetime64[ns]")
+    values = np.random.default_rng(5).standard_normal((times.size, LAT.size, LON.size))
+    data = dataset(values, ("time",), {"time": times})
+    data.to_netcdf(folder / "past.nc", engine="h5netcdf")
+    states: np.ndarray = data["temperature"].values
+    return states
+
+
+BASELINE = """
+model = "%s"
+output = "%s.parquet"
+truth = "truth.nc"
+metrics = ["crps_fair", "rmse"]
+regions = ["global"]
+weights = "equal"
+leads = "1d/3d/1d"
+inits = "2020-01-01/2020-01-06/1d"
+
+[forecast]
+baseline = "%s"
+"""
+
+
+def baseline(folder: Path, kind: str, more: str = "") -> Path:
+    path = folder / f"{kind}.toml"
+    path.write_text(BASELINE % (kind, kind, kind) + more)
+    return path
+
+
+def test_a_climatology_as_the_forecast(folder: Path) -> None:
+    """Scores by numpy from the members that the docstring of `climatology` names."""
+    states = history(folder)
+    run = baseline(folder, "climatology", 'path = "past.nc"\nmembers = 6\nperiod = "2016/2019-12-15"\n')
+    assert wx_eval("run", run, "--quiet") == 0
+    found = Records.from_parquet(folder / "climatology.parquet")
+    assert found.table["members"].to_pylist() == [6] * 18
+    days = np.arange("2016-01-01", "2020-01-01", dtype="datetime64[D]")
+    reference = truth()["temperature"].values
+    rows = found.to_xarray().isel(model=0, channel=0, region=0)
+    for i in range(6):
+        for k in range(3):
+            centres = [np.datetime64(f"{year}-01-01") + i + 1 + k for year in range(2015, 2022)]
+            near = [t for t, d in enumerate(days) if min(abs(d - c) for c in centres) <= np.timedelta64(15)]
+            near = [t for t in near if days[t] <= np.datetime64("2019-12-15")]
+            x = states[[near[int((m + 0.5) * len(near) / 6)] for m in range(6)]].astype(np.float64)
+            y = reference[i + 1 + k]
+            crps = np.abs(x - y).mean() - np.abs(x[:, None] - x).sum(axis=(0, 1)).mean() / 60
+            at = {"init_time": START + i * DAY, "lead_time": (k + 1) * DAY}
+            np.testing.assert_allclose(rows["crps_fair"].sel(at), crps, rtol=1e-6)
+    assert wx_eval("run", run, "--quiet", "-o", folder / "two", "--workers", 2) == 0
+    assert (folder / "two").read_bytes() == (folder / "climatology.parquet").read_bytes()
+
+
+def test_settings_of_a_climatology_reach_it(folder: Path) -> None:
+    states = history(folder)
+    more = 'path = "past.nc"\nmembers = 5\nwindow_days = 4\ncalendar = "doy"\nrename = {t850 = "t"}\n'
+    run = baseline(folder, "climatology", more + '[truth]\npath = "truth.nc"\nrename = {t850 = "t"}\n')
+    run.write_text(run.read_text().replace('truth = "truth.nc"\n', "", 1).replace("2020-01", "2020-03"))
+    assert wx_eval("run", run, "--quiet") == 0
+    times = np.arange("2016-01-01", "2020-01-01", dtype="datetime64[D]").astype("datetime64[ns]")
+    past = xr.DataArray(
+        states[:, None],
+        {"time": times, "channel": ["t"], "latitude": LAT, "longitude": LON},
+        ("time", "channel", "latitude", "longitude"),
+    )
+    starts = np.datetime64("2020-03-01", "ns") + DAY * np.arange(6)
+    chunks = climatology(past, starts, [DAY, 2 * DAY, 3 * DAY], members=5, window_days=4, calendar="doy")
+    reference = truth()["temperature"].expand_dims(channel=["t"], axis=1)
+    found = evaluate(
+        chunks, reference, model="climatology", metrics=[CRPS("fair"), RMSE()], regions=["global"],
+        weights="equal", truth_name="truth",
+    )  # fmt: skip
+    assert Records.from_parquet(folder / "climatology.parquet").table.equals(found.table)
+
+
+def test_years_and_persistence_and_a_card_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = history(folder)
+    assert wx_eval("run", baseline(folder, "persistence"), "--quiet") == 0
+    monkeypatch.chdir(folder)
+    options = ["--baseline", "climatology", "--forecast", "past.nc", "--forecast-years", "2016-2019"]
+    options += ["--model", "years", "-o", "years.parquet", "--quiet"]
+    assert wx_eval("run", "persistence.toml", *options) == 0
+    reference = truth()["temperature"].values.astype(np.float64)
+    one, many = (Records.from_parquet(f"{n}.parquet").to_xarray() for n in ("persistence", "years"))
+    for i in range(6):
+        for k in range(3):
+            at = {"init_time": START + i * DAY, "lead_time": (k + 1) * DAY}
+            error = reference[i] - reference[i + k + 1]
+            np.testing.assert_allclose(one["mse_mean"].sel(at).values.ravel(), (error**2).mean(), rtol=1e-6)
+            # 1 January of 2016 to 2019.
+            mean = states[np.array([0, 366, 731, 1096]) + i + k + 1].astype(np.float64).mean(axis=0)
+            error = mean - reference[i + k + 1]
+            np.testing.assert_allclose(many["mse_mean"].sel(at).values.ravel(), (error**2).mean(), rtol=1e-6)
+    capsys.readouterr()
+    assert (
+        wx_eval("scorecard", "persistence.parquet", "years.parquet", "--metric", "rmse", "-o", "c.html") == 0
+    )
+    assert "persistence against years" in (folder / "c.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("persistence", "members = 3", "persistence takes no members"),
+        ("persistence", "path = 'past.nc'", "forecast lacks 6 of 6 starts"),
+        ("persistence", "leads = '1d'", "unknown key 'leads' in [forecast]"),
+        ("climatology", "path = 'past.nc'", "either members = such as 50 or years"),
+        ("climatology", "path = 'past.nc'\nmembers = 3\nyears = '2016-2018'", "either members"),
+        ("climatology", "path = 'past.nc'\nmembers = '3-4'", "forecast.members must be one number"),
+        ("climatology", "path = 'truth.nc'\nmembers = 3", "would have 8 states of the verified period"),
+        ("climatology", "path = 'truth.nc'\nyears = '2020'", "leave that period out"),
+        ("climatology", "path = 'past.nc'\nmembers = 3\ncalendar = 'x'", "forecast.calendar must be one of"),
+        ("climatology", "path = 'past.nc'\nmembers = 3\nperiod = '2016'", "expected a period such as"),
+        ("climatology", "path = 'past.nc'\nmembers = 999", "widen window_days or lower members"),
+    ],
+)
+def test_a_baseline_that_cannot_be(
+    folder: Path, kind: str, more: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    history(folder)
+    assert wx_eval("run", baseline(folder, kind, more), "--quiet") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_baseline_needs_starts_and_lead_times(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--baseline", "persistence", "--truth", folder / "truth.nc", "--model", "m", "-o", "o"]
+    assert wx_eval("run", *options, "--leads", "1d") == 1
+    assert "a baseline has no starts and lead times of its own" in capsys.readouterr().err
+    more = ["--inits", "2020-01-01/2020-01-03", "--leads", "1d"]
+    history(folder)
+    climate = ["--baseline", "climatology", "--forecast", folder / "past.nc", "--forecast-members", "3"]
+    assert wx_eval("run", *climate, *options[2:], *more) == 1
+    assert "a climatology has no starts of its own" in capsys.readouterr().err
+
+
+def test_options_are_added_to_sections(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of a section that no option names stay, and so does the meaning of its paths."""
+    text = CONFIG.replace('forecast = "ens.nc"', "").replace('truth = "truth.nc"', "")
+    sections = '[forecast]\npath = "ens.nc"\nrename = {t850 = "T"}\n[truth]\npath = "truth.nc"\n'
+    (folder / "run.toml").write_text(text + sections)
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    options = ["--truth-rename", "t850=T", "--forecast-members", "0-2", "--quiet", "-o", "x.parquet"]
+    assert wx_eval("run", "../run.toml", *options) == 0
+    found = Records.from_parquet("x.parquet")
+    assert wx_eval("run", "../run.toml", *options[:-1], "y.parquet", "--forecast", "../ens.nc") == 0
+    assert Records.from_parquet("y.parquet") == found
+    assert found.channels == ["T"]
+    assert set(found.table["members"].to_pylist()) == {3}
 
 
 def test_doctor_exit_codes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

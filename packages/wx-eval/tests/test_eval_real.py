@@ -1,6 +1,7 @@
 """Real files through the command line; one figure of each is confirmed by reading the file in another way."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -262,3 +263,109 @@ def test_doctor_finds_nothing_in_real_files(
     out = capsys.readouterr().out
     assert code == 0, out
     assert "0 errors, 0 warnings" in out
+
+
+METAR = "obs/metar_2020-01_12stations.parquet"
+SLOPES = {"t2m": (285.0, -0.25, 0.02), "10m_wind_speed": (6.0, 0.03, -0.004)}
+OFFSETS = (-1.5, 0.25, 2.0)
+
+
+def plane(channel: str, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Linear in latitude and in longitude from 0 to 360, which bilinear interpolation keeps."""
+    at_zero, northwards, eastwards = SLOPES[channel]
+    return at_zero + northwards * latitude + eastwards * longitude
+
+
+def reports_near(path: Path, column: str) -> dict[tuple[str, int], tuple[float, float, float, float]]:
+    """Value, latitude, longitude and elevation by station and valid time in hours of January 2020.
+
+    A loop over the rows: the usable report nearest in time within 30 minutes, of two the earlier.
+    """
+    pq = pytest.importorskip("pyarrow.parquet")
+    found: dict[tuple[str, int], tuple[float, ...]] = {}
+    for row in pq.read_table(path).to_pylist():
+        value, flag = row[column], row[column + "DD"]
+        minutes = (row["timeObs"].to_pydatetime() - datetime(2020, 1, 1)).total_seconds() / 60
+        hour = 6 * round(minutes / 360)
+        late = minutes - 60 * hour
+        if value is None or value != value or flag in "BQXZk" or abs(late) > 30:
+            continue
+        key, rank = (row["stationName"], hour), (abs(late), late)
+        if key not in found or rank < found[key][:2]:
+            place = (row["latitude"], row["longitude"] % 360, row["elevation"])
+            found[key] = (*rank, value, *place)
+    return {key: item[2:] for key, item in found.items()}  # type: ignore[misc]
+
+
+def test_metar_reports_of_january_2020(samples: Path, tmp_path: Path) -> None:
+    """Three members that are planes, scored at 12 stations for two weeks, against a loop over the table."""
+    pytest.importorskip("h5netcdf")
+    lat, lon = np.linspace(90, -90, 73), np.arange(0, 360, 2.5)
+    inits = np.arange("2020-01-03", "2020-01-17", 43200, dtype="datetime64[s]")
+    fields = {c: plane(c, lat[:, None], lon[None]) for c in SLOPES}
+    # The plane has a step between 357.5 E and 0 E, where no station lies.
+    dims = ("init_time", "lead_time", "member", "latitude", "longitude")
+    shape = (inits.size, 2, len(OFFSETS), lat.size, lon.size)
+    offsets = np.array(OFFSETS)[:, None, None]
+    variables = {
+        name: (dims, np.broadcast_to(fields[c] + offsets, shape).astype(np.float32), {"units": unit})
+        for name, c, unit in (
+            ("2m_temperature", "t2m", "K"),
+            ("10m_wind_speed", "10m_wind_speed", "m s-1"),
+        )
+    }
+    coords = {
+        "init_time": inits.astype("datetime64[ns]"),
+        "lead_time": np.array([6, 30], "timedelta64[h]").astype("timedelta64[ns]"),
+        "member": np.arange(len(OFFSETS)),
+        "latitude": lat,
+        "longitude": lon,
+    }
+    xr.Dataset(variables, coords).to_netcdf(tmp_path / "planes.nc", engine="h5netcdf")
+    # Surface of the model: 2 m per degree of latitude above 300 m.
+    height = np.broadcast_to(300 + 2 * lat[:, None], (lat.size, lon.size))
+    surface = xr.Dataset({"h": (dims[3:], height, {"units": "m"})}, {"latitude": lat, "longitude": lon})
+    surface.to_netcdf(tmp_path / "height.nc", engine="h5netcdf")
+    (tmp_path / "run.toml").write_text(
+        f"""
+        model = "planes"
+        output = "planes.parquet"
+        forecast = "planes.nc"
+        metrics = ["crps_fair", "rmse", "bias"]
+        regions = ["global", "nh"]
+        weights = "density"
+
+        [truth]
+        stations = "{samples / METAR}"
+
+        [stations.orography]
+        path = "height.nc"
+        variable = "h"
+        """
+    )
+    run(tmp_path / "run.toml")
+    out = tmp_path / "planes.parquet"
+    records = Records.from_parquet(out)
+    assert records.channels == ["10m_wind_speed", "t2m"]
+    assert records.conventions.weights == "density(count 75 km)"
+    rows = records.to_xarray().isel(model=0).sel(region="global")
+    pairs = sum(abs(a - b) for a in OFFSETS for b in OFFSETS)
+    counts = []
+    for channel, column in (("t2m", "temperature"), ("10m_wind_speed", "windSpeed")):
+        reported = reports_near(samples / METAR, column)
+        for i, init in enumerate(inits):
+            for k, lead in enumerate((6, 30)):
+                hour = int((init - np.datetime64("2020-01-01")) / np.timedelta64(1, "h")) + lead
+                skill = []
+                for (_, when), (value, south, east, high) in reported.items():
+                    if when == hour:
+                        centre = plane(channel, np.float64(south), np.float64(east))
+                        if channel == "t2m":
+                            centre += 0.0065 * (300 + 2 * south - high)
+                        skill.append(np.mean([abs(centre + o - value) for o in OFFSETS]) - pairs / 12)
+                at = rows.sel(channel=channel).isel(lead_time=k, init_time=i)
+                assert at["n"] == len(skill)
+                # The stations are further apart than 75 km: their weights are equal.
+                np.testing.assert_allclose(at["crps_fair"], np.mean(skill), rtol=1e-5, atol=1e-5)
+                counts.append(len(skill))
+    assert 5 < min(counts) < max(counts) <= 12

@@ -29,7 +29,7 @@ class Blocks:
     def __init__(self, values: Array, *, run: int, rows: int) -> None:
         self._values, self._run = values, run
         shape = values.shape
-        pieces = _pieces(values)
+        pieces = stored_pieces(values)
         self._step = pieces[1] or 1
         line = values.dtype.itemsize * shape[0] * int(np.prod(shape[3:])) * run
         piece = -(-(pieces[2] or run) // run)
@@ -78,7 +78,7 @@ def _cut(rows: int, height: int) -> list[slice]:
     return [slice(r, min(r + height, rows)) for r in range(0, rows, height)]
 
 
-def _pieces(values: Any) -> tuple[int, ...]:
+def stored_pieces(values: Any) -> tuple[int, ...]:
     """Size of the pieces of the storage along each axis, 0 where it is unknown."""
     chunks = getattr(values, "chunks", None)
     if chunks is None:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from ._compare import Comparison, compare
-from ._config import RunSettings, SourceSettings, duration, durations, load, metric
+from ._cli_tracks import SCORE_EXAMPLE, TRACKS_EXAMPLE, fill_score, fill_tracks, score, tracks
+from ._compare import Comparison, checked_months, compare
+from ._config import Baseline, RunSettings, SourceSettings, checked, duration, durations, load, metric
 from ._inference import Method
+from ._interpolate import PointMethod
 from ._multiplicity import Correction
 from ._presets import PRESETS
 from ._records import Records
 from ._regions import BOXES
+from ._samples import Sample
 from ._scores import metric_from_dict
 from ._weights import Weights
 
@@ -51,6 +54,39 @@ example configuration:
 further keys: preset, weights, align, missing_truth; sections climatology (path, name, calendar, channels) and
 land (path, variable); in forecast and truth: path, name, channels, rename, members, leads, init_time,
 lead_time, engine. Relative paths start at the folder of the file. Options win over the file.
+
+a climatology, or "persistence", as the forecast; inits and leads have to be given:
+
+    [forecast]
+    baseline = "climatology"
+    path = "era5.zarr"                   # past states; of persistence the truth if not given
+    members = 50                         # or years = "1990-2019", one member of each
+    period = "1990/2019"                 # without the verified one
+    window_days = 15
+    calendar = "monthday"                # or "doy"
+
+METAR reports as the truth, of a forecast on a grid (temperatures are t2m, d2m, wind is 10m_wind_speed):
+
+    weights = "density"                  # or {type = "density", kind = "count", radius_km = 75}, "equal"
+
+    [truth]
+    stations = "metar.parquet"           # or a folder of parquet files
+    channels = ["t2m", "10m_wind_speed"]
+    window = "30min"                     # before and after the valid time
+    tie = "before"                       # or "after"
+    pick = "nearest"                     # or "mean"
+    sigmas = 5                           # drop what is further from the climatology; needs that section
+    exclude = ["NZCM"]
+
+    [stations]
+    interpolation = "bilinear"           # or "nearest", "nearest_land" (needs the section land)
+    orography = {path = "orography.nc", variable = "z", rates = {t2m = 0.0065}}
+
+further keys of such a truth: name, rename, within ([[south, north], [west, east]]), layout (columns: station,
+time, latitude, longitude, elevation; in long form also variable, value, flag) and, for tables of other
+columns, variables, a list such as {column = "T", channel = "t2m", unit = "degC", to = "K",
+limits = [180, 335], flag = "T_qc", reject = ["B"]} or {column = "windSpeed", direction = "windDir",
+component = "u", channel = "u10", unit = "m s-1"}.
 
 A run that was stopped goes on where it was when the same command is given again. Under torchrun the ranks
 share the starts.
@@ -99,18 +135,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show where an error comes from")
         command.set_defaults(run=run)
     return parser
-
-
-def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argument type whose message survives argparse."""
-
-    def wrapped(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return wrapped
 
 
 def _names(text: str) -> list[str]:
@@ -163,11 +187,19 @@ def _fill_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", help="name under which the rows are kept")
     command.add_argument("-o", "--output", help="parquet file")
     _add_sources(command)
+    group = command.add_argument_group("other forecasts and truths")
+    group.add_argument("--baseline", choices=get_args(Baseline), help="made of the past states --forecast")
+    group.add_argument("--forecast-years", metavar="1990-2019", help="of a climatology: one member of each")
+    group.add_argument("--forecast-period", metavar="A/B", help="of a climatology: states that it may use")
+    group.add_argument("--stations", metavar="PATH", help="METAR reports in parquet as the truth")
+    group.add_argument("--interpolation", choices=get_args(PointMethod), help="to stations")
     group = command.add_argument_group("what is computed")
     group.add_argument("--preset", choices=sorted(PRESETS))
     group.add_argument("--metric", action="append", metavar="M", help='"crps_fair", "Brier(threshold=280.0)"')
     group.add_argument("--regions", type=_names, metavar="A,B", help="of " + ", ".join(BOXES))
-    group.add_argument("--weights", choices=get_args(Weights))
+    group.add_argument(
+        "--weights", metavar="W", help=f'{", ".join(get_args(Weights))}, density, "density(radius_km=50)"'
+    )
     group.add_argument("--leads", metavar="1d/10d/1d", help="first/last/step, or 12h,5d")
     group.add_argument(
         "--inits", metavar="A/B[/STEP]", help="first/last, first/last/step, or a list with commas"
@@ -181,7 +213,7 @@ def _fill_run(command: argparse.ArgumentParser) -> None:
     group.add_argument("--missing-truth", choices=("error", "drop"))
     group.add_argument("--climatology", metavar="PATH")
     group = command.add_argument_group("how")
-    group.add_argument("--workers", type=_checked(_positive), default=1, metavar="N", help="processes")
+    group.add_argument("--workers", type=checked(_positive), default=1, metavar="N", help="processes")
     group.add_argument("--overwrite", action="store_true", help="drop what another configuration left")
     group.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -203,7 +235,17 @@ def _settings(arguments: Arguments) -> RunSettings:
     if arguments.regrid:
         method, _, grid = arguments.regrid.partition(":")
         options["regrid"] = {"method": method, **({"grid": grid} if grid else {})}
-    return load(arguments.config, {**options, **{k: v for k, v in _sources(arguments).items() if v}})
+    if arguments.interpolation:
+        options["stations"] = {"interpolation": arguments.interpolation}
+    sides = _sources(arguments)
+    for key in ("years", "period"):
+        if (value := getattr(arguments, f"forecast_{key}")) is not None:
+            sides["forecast"][key] = value
+    if arguments.baseline:
+        sides["forecast"]["baseline"] = arguments.baseline
+    if arguments.stations:
+        sides["truth"]["stations"] = arguments.stations
+    return load(arguments.config, {**options, **{k: v for k, v in sides.items() if v}})
 
 
 def _run(arguments: Arguments) -> int:
@@ -254,10 +296,53 @@ def _fill_compare(command: argparse.ArgumentParser) -> None:
     )
     for name in ("channels", "regions"):
         command.add_argument(f"--{name}", type=_names, metavar="A,B")
-    command.add_argument("--leads", type=_checked(durations), metavar="1d,3d")
-    command.add_argument("--method", choices=get_args(Method), default="ewc_ar1", help="standard error")
-    command.add_argument("--correction", choices=get_args(Correction), default="benjamini-hochberg")
-    command.add_argument("--alpha", type=float, default=0.05)
+    command.add_argument("--leads", type=checked(durations), metavar="1d,3d")
+    _add_test(command)
+
+
+def _add_test(command: argparse.ArgumentParser) -> None:
+    """Options of the starts that are compared and of the test."""
+    group = command.add_argument_group("starts")
+    group.add_argument("--months", type=checked(_months), metavar="12,1,2", help="starts in these only")
+    group.add_argument(
+        "--sample",
+        choices=get_args(Sample),
+        help="each cell has all its pairs, or all lead times share their starts or valid times",
+    )
+    group.add_argument(
+        "--lag",
+        type=checked(duration),
+        metavar="12h",
+        help="the baseline started so much earlier, same valid time",
+    )
+    group = command.add_argument_group("test", "with a preset, its own")
+    group.add_argument("--method", choices=(*get_args(Method), "bootstrap"), help="ewc_ar1 if not given")
+    group.add_argument("--seed", type=int, help="of the bootstrap")
+    group.add_argument("--resamples", type=checked(_positive), metavar="N", help="of the bootstrap, or 2000")
+    group.add_argument("--correction", choices=get_args(Correction), help="benjamini-hochberg if not given")
+    group.add_argument("--alpha", type=float, default=0.05, help="level of significance, or 0.05")
+
+
+def _months(text: str) -> tuple[int, ...]:
+    return checked_months(tuple(int(part) for part in _names(text)))
+
+
+def _choices(arguments: Arguments, preset: bool) -> dict[str, Any]:
+    """Arguments of `compare` among the options, those given.
+
+    Raises:
+        ValueError: for the test of a preset.
+    """
+    starts = {name: getattr(arguments, name) for name in ("months", "sample", "lag")}
+    if starts["lag"] is not None:
+        starts["lag"] = np.timedelta64(starts["lag"], "s")
+    test = {name: getattr(arguments, name) for name in ("method", "seed", "resamples", "correction")}
+    given = [name for name, value in test.items() if value is not None]
+    if preset and given:
+        raise ValueError(f"the preset sets the test: drop --{given[0]} or the preset")
+    if arguments.resamples is not None and arguments.method != "bootstrap":
+        raise ValueError("--resamples is of --method bootstrap")
+    return {name: value for name, value in {**starts, **test}.items() if value is not None}
 
 
 def _comparison(arguments: Arguments) -> Comparison:
@@ -269,19 +354,13 @@ def _comparison(arguments: Arguments) -> Comparison:
         "channels": arguments.channels,
         "regions": arguments.regions,
         "alpha": arguments.alpha,
+        **_choices(arguments, arguments.preset is not None),
     }
+    if arguments.leads is not None:
+        shared["lead_times"] = np.array(arguments.leads, "timedelta64[s]")
     if arguments.preset:
         return PRESETS[arguments.preset].compare(a, b, metrics=chosen, **shared)
-    leads = arguments.leads
-    return compare(
-        a,
-        b,
-        chosen or _default_metric(a, b),
-        lead_times=None if leads is None else np.array(leads, "timedelta64[s]"),
-        method=arguments.method,
-        correction=arguments.correction,
-        **shared,
-    )
+    return compare(a, b, chosen or _default_metric(a, b), **shared)
 
 
 def _of(records: Records, text: str) -> Any:
@@ -368,22 +447,24 @@ def _fill_report(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--metric", action="append", metavar="M", help="of the cards, by its name in the records"
     )
-    command.add_argument("--alpha", type=float, default=0.05)
     command.add_argument("--title")
+    _add_test(command)
 
 
 def _report(arguments: Arguments) -> int:
     from ._report import Report
 
     paths = arguments.records
+    records = _read(paths)
     page = Report.from_records(
-        _read(paths),
+        records,
         baseline=arguments.baseline,
         metrics=arguments.metric,
         title=arguments.title,
         data=_link(paths[0], arguments) if len(paths) == 1 else "",
         command=arguments.again,
         alpha=arguments.alpha,
+        **_choices(arguments, bool(records.conventions.preset)),
     )
     return _written(page, arguments)
 
@@ -395,7 +476,7 @@ def _fill_climatology(command: argparse.ArgumentParser) -> None:
     command.add_argument("history", nargs="+", help="files of past states")
     command.add_argument("-o", "--output", required=True, help="netCDF file, or a folder that ends in .zarr")
     command.add_argument("--channels", type=_names, metavar="A,B")
-    command.add_argument("--quantiles", type=_checked(_numbers), default=(), metavar="0.1,0.9")
+    command.add_argument("--quantiles", type=checked(_numbers), default=(), metavar="0.1,0.9")
     command.add_argument("--window-days", type=int, default=30)
     command.add_argument("--kernel", choices=("triangle", "flat"), default="triangle")
     command.add_argument("--calendar", choices=("monthday", "doy"), default="monthday")
@@ -434,44 +515,29 @@ def _fill_doctor(command: argparse.ArgumentParser) -> None:
     command.add_argument("path", nargs="+", metavar="FORECAST", help="files of the forecast")
     _add_sources(command)
     command.add_argument(
-        "--samples", type=_checked(_positive), default=12, metavar="N", help="chunks that are read"
+        "--samples", type=checked(_positive), default=12, metavar="N", help="chunks that are read"
     )
     command.add_argument("--seed", type=int, default=0, help="of the choice of chunks")
 
 
 def _doctor(arguments: Arguments) -> int:
     from ._doctor import doctor
+    from ._job import opened
 
     sections = _sources(arguments)
     if not sections["truth"].get("path"):
         raise ValueError("doctor needs a truth: --truth PATH")
     sections["forecast"]["path"] = arguments.path
-    sides = {name: _opened(name, data) for name, data in sections.items()}
+    sides = {name: opened(SourceSettings.parse(data, name), name) for name, data in sections.items()}
     diagnosis = doctor(sides["forecast"], sides["truth"], samples=arguments.samples, seed=arguments.seed)
     print(diagnosis.text())
     return FINE if diagnosis.healthy else FOUND
 
 
-def _opened(name: str, data: dict[str, Any]) -> Any:
-    from ._open import open_source
-
-    s = SourceSettings.parse(data, name)
-    return open_source(
-        list(s.path),
-        name,
-        truth=name == "truth",
-        channels=s.channels,
-        rename=s.rename,
-        members=s.members,
-        lead_times=None if s.leads is None else list(np.array(s.leads, "timedelta64[s]")),
-        lead_time=None if s.lead_time is None else np.timedelta64(s.lead_time, "s"),
-    )
-
-
 def _fill_info(command: argparse.ArgumentParser) -> None:
     command.add_argument("path", nargs="+", help="records, or files of a forecast or a truth")
     command.add_argument(
-        "--lead-time", type=_checked(duration), metavar="24h", help="where the files do not tell it"
+        "--lead-time", type=checked(duration), metavar="24h", help="where the files do not tell it"
     )
 
 
@@ -539,7 +605,10 @@ _COMMANDS: dict[
         _compare,
         _fill_compare,
         "test one model against another, cell by cell",
-        "example: wx-eval compare new.parquet old.parquet --metric rmse --regions global --leads 1d,5d",
+        "examples:\n"
+        "  wx-eval compare new.parquet old.parquet --metric rmse --regions global --leads 1d,5d\n"
+        "  wx-eval compare new.parquet old.parquet --months 12,1,2 --sample valid\n"
+        "  wx-eval compare new.parquet old.parquet --lag 12h --method bootstrap --seed 1",
     ),
     "scorecard": (
         _scorecard,
@@ -565,5 +634,7 @@ _COMMANDS: dict[
         "look for faults in a forecast and its truth",
         'example: wx-eval doctor "ens/*.grib" --truth era5.zarr',
     ),
+    "tracks": (tracks, fill_tracks, "find tropical cyclones in a forecast", TRACKS_EXAMPLE),
+    "score-tracks": (score, fill_score, "score tracks of cyclones against best tracks", SCORE_EXAMPLE),
     "info": (_info, _fill_info, "say what is in records or in files", "example: wx-eval info ens.parquet"),
 }

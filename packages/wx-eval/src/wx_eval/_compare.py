@@ -255,10 +255,10 @@ def compare(
         raise ValueError(f'average must be "starts" or "weights", got {average!r}')
     conventions = a.conventions.union(b.conventions)
     chosen = resolve(a, [metrics] if isinstance(metrics, str | Metric) else list(metrics))
-    seasons = _months(months)
+    seasons = checked_months(months)
     sides = (_one_model(a, model_a, "a"), _shifted(_one_model(b, model_b, "b"), lag))
     ours, theirs = (
-        _in_months(r.select(channel=channels, region=regions, lead_time=lead_times), seasons) for r in sides
+        in_months(r.select(channel=channels, region=regions, lead_time=lead_times), seasons) for r in sides
     )
     names = (sides[0].models[0], sides[1].models[0]) if len(sides[0]) and len(sides[1]) else ("", "")
     sizes = _members(ours), _members(theirs)
@@ -350,14 +350,20 @@ def _corrected(cards: Sequence[Comparison]) -> list[Comparison]:
     return out
 
 
-def _months(months: Iterable[int] | None) -> tuple[int, ...]:
+def checked_months(months: Iterable[int] | None) -> tuple[int, ...]:
+    """Increasing months, none for all.
+
+    Raises:
+        ValueError: for other numbers than 1 to 12, or none of them.
+    """
     chosen = tuple(sorted(set(months or ())))
     if not set(chosen) <= set(range(1, 13)) or (months is not None and not chosen):
         raise ValueError(f"months must be numbers from 1 to 12, got {months!r}")
     return chosen
 
 
-def _in_months(records: Records, months: tuple[int, ...]) -> Records:
+def in_months(records: Records, months: tuple[int, ...]) -> Records:
+    """Rows that started in these months, all without any."""
     if not months:
         return records
     keep = pc.is_in(pc.month(records.table["init_time"]), pa.array(months, pa.int64()))

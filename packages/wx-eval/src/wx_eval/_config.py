@@ -8,7 +8,8 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,19 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ._density import DensityWeights
+from ._interpolate import PointMethod
 from ._metrics import STANDARD_METRICS, Metric
 from ._presets import PRESETS
 from ._regrid import Method
 from ._scores import KNOWN
+from ._seasons import Calendar
+from ._stations import Observed, Pick, ReportLayout, Tie
 from ._weights import Weights
 
 Seconds = int
+Box = tuple[tuple[float, float], tuple[float, float]]
+Baseline = Literal["persistence", "climatology"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,176 @@ class SourceSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaselineSettings:
+    """Section `forecast` with a `baseline`: forecasts that are made of past states.
+
+    Attributes:
+        baseline: "persistence" or "climatology", see `wx_eval.persistence` and `wx_eval.climatology`.
+        path: files of past states; of persistence by default those of the truth.
+        channels: keep these.
+        rename: channel in the file to channel in the records.
+        engine: of xarray.
+        members: M of a climatology.
+        years: one member from each of these, instead of `members`.
+        period: "first/last", states that may become members, such as "1990/2019"; None for all.
+        window_days: around the day of the year, for `members`.
+        calendar: "monthday" or "doy".
+    """
+
+    baseline: Baseline
+    path: tuple[str, ...] = ()
+    channels: tuple[str, ...] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    engine: str | None = None
+    members: int | None = None
+    years: tuple[int, ...] | None = None
+    period: str | None = None
+    window_days: int = 15
+    calendar: Calendar = "monthday"
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """From TOML.
+
+        Raises:
+            ValueError: naming the key and what was expected.
+        """
+        _known(data, cls, "forecast")
+        out = dict(data)
+        _choice(data, "baseline", get_args(Baseline), "forecast.")
+        _choice(data, "calendar", get_args(Calendar), "forecast.")
+        for key in ("path", "channels"):
+            if key in data:
+                out[key] = _strings(data[key], f"forecast.{key}")
+        # An option of the command line is a list of labels.
+        if "members" in data:
+            counts = members(data["members"])
+            if len(counts) != 1:
+                raise ValueError(f"forecast.members must be one number, got {data['members']!r}")
+            out["members"] = counts[0]
+        if "years" in data:
+            out["years"] = members(data["years"])
+        _typed(data, "window_days", int, "a number of days", "forecast.")
+        if "period" in data:
+            _ends(data["period"])
+        made = [k for k in ("members", "years", "period", "window_days", "calendar") if k in data]
+        if data["baseline"] == "persistence" and made:
+            raise ValueError(f"persistence takes no {made[0]}: it has one member, the state of the start")
+        complete = "path" in data and ("members" in data) != ("years" in data)
+        if data["baseline"] == "climatology" and not complete:
+            raise ValueError(
+                "a climatology needs path = files of past states, and either members = such as 50 or years = "
+                'such as "1990-2019"'
+            )
+        return cls(**out)
+
+    def within(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.bool_]:
+        """Which states may become members."""
+        if self.period is None:
+            return np.ones(times.shape, bool)
+        first, last = _ends(self.period)
+        return np.asarray((times >= first) & (times <= last))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StationSettings:
+    """Section `truth` with `stations`: reports of stations, see `StationReports`.
+
+    Attributes:
+        stations: a parquet file or a folder of them.
+        name: kept with the records, before the rules by which reports are chosen.
+        channels: keep these.
+        rename: channel by its name in `metar`, or in `variables`, to channel in the records.
+        variables: instead of those of METAR tables of MADIS.
+        layout: names of the columns.
+        window: of the time of a report before and after the valid time.
+        pick, tie, within, exclude: see `StationReports`.
+        sigmas: values further than this from the climatology of the run are not used.
+    """
+
+    stations: str
+    name: str | None = None
+    channels: tuple[str, ...] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    variables: tuple[Observed, ...] | None = None
+    layout: ReportLayout = field(default_factory=ReportLayout)
+    window: Seconds = 1800
+    pick: Pick = "nearest"
+    tie: Tie = "before"
+    within: Box | None = None
+    exclude: tuple[str, ...] = ()
+    sigmas: float | None = None
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """From TOML.
+
+        Raises:
+            ValueError: naming the key and what was expected.
+        """
+        _known(data, cls, "truth")
+        out = dict(data)
+        _typed(data, "stations", str, "a parquet file or a folder of them", "truth.")
+        _typed(data, "sigmas", int | float, "a number", "truth.")
+        _choice(data, "pick", get_args(Pick), "truth.")
+        _choice(data, "tie", get_args(Tie), "truth.")
+        for key in ("channels", "exclude"):
+            if key in data:
+                out[key] = _strings(data[key], f"truth.{key}")
+        if "variables" in data:
+            out["variables"] = tuple(_observed(v) for v in _list(data["variables"]))
+        if "layout" in data:
+            out["layout"] = _section(data["layout"], ReportLayout, "truth.layout")
+        if "window" in data:
+            out["window"] = duration(data["window"])
+        if "within" in data:
+            out["within"] = _box(data["within"])
+        return cls(**out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeightSettings:
+    """Section `stations.orography`: height of the surface of the model, for the correction of temperatures.
+
+    Attributes:
+        path: a file on the grid of the forecast.
+        variable: in m, or a geopotential whose unit the file states.
+        rates: K per m by channel.
+    """
+
+    path: str
+    variable: str
+    rates: Mapping[str, float] = field(default_factory=lambda: {"t2m": 0.0065})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointSettings:
+    """Section `stations`: how a forecast on a grid is brought to stations, see `at_points`.
+
+    Attributes:
+        interpolation: "bilinear", "nearest" or "nearest_land", which needs the section land.
+        orography: of the correction of temperatures for height; None for no correction.
+    """
+
+    interpolation: PointMethod = "bilinear"
+    orography: HeightSettings | None = None
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """From TOML.
+
+        Raises:
+            ValueError: naming the key and what was expected.
+        """
+        _known(data, cls, "stations")
+        _choice(data, "interpolation", get_args(PointMethod), "stations.")
+        out = dict(data)
+        if "orography" in data:
+            out["orography"] = _section(data["orography"], HeightSettings, "stations.orography")
+        return cls(**out)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClimatologySettings:
     """Section `climatology`; see `DayClimatology.open`."""
 
@@ -128,14 +305,15 @@ class RunSettings:
         model: name under which the rows are kept.
         output: parquet file.
         forecast, truth: what is opened.
+        stations: how the forecast is brought to stations; None when the truth is none.
         climatology: for anomalies and thresholds.
-        land: for regions that end in "_land".
+        land: for regions that end in "_land", with stations for "nearest_land".
         regrid: None refuses different grids.
         align: bring rows and columns of the forecast into the order and longitudes of the truth.
         preset: name; it sets weights and the defaults of metrics and regions.
         metrics: JSON data of each metric, None for the default.
         regions: names, None for the default.
-        weights: convention, None for that of the preset or "cell".
+        weights: convention or rule, None for that of the preset, "equal" at stations, "cell" elsewhere.
         leads: None for all of the forecast.
         inits: "first/last", "first/last/step" or a list; None for all of the forecast.
         missing_truth: see `evaluate`.
@@ -143,8 +321,9 @@ class RunSettings:
 
     model: str
     output: str
-    forecast: SourceSettings
-    truth: SourceSettings
+    forecast: SourceSettings | BaselineSettings
+    truth: SourceSettings | StationSettings
+    stations: PointSettings | None = None
     climatology: ClimatologySettings | None = None
     land: LandSettings | None = None
     regrid: RegridSettings | None = None
@@ -152,7 +331,7 @@ class RunSettings:
     preset: str | None = None
     metrics: tuple[Metric, ...] | None = None
     regions: tuple[str, ...] | None = None
-    weights: Weights | None = None
+    weights: Weights | DensityWeights | None = None
     leads: tuple[Seconds, ...] | None = None
     inits: tuple[str, ...] | str | None = None
     missing_truth: Literal["error", "drop"] = "error"
@@ -173,8 +352,15 @@ class RunSettings:
                 f"the configuration needs {', '.join(absent)}: wx-eval run --help shows an example"
             )
         out = dict(data)
-        for section in ("forecast", "truth"):
-            out[section] = SourceSettings.parse(data[section], section)
+        forecast, truth = data["forecast"], data["truth"]
+        made = isinstance(forecast, Mapping) and "baseline" in forecast
+        reported = isinstance(truth, Mapping) and "stations" in truth
+        out["forecast"] = (
+            BaselineSettings.parse(forecast) if made else SourceSettings.parse(forecast, "forecast")
+        )
+        out["truth"] = StationSettings.parse(truth) if reported else SourceSettings.parse(truth, "truth")
+        if "stations" in data or reported:
+            out["stations"] = PointSettings.parse(data.get("stations", {}))
         if "climatology" in data:
             out["climatology"] = _section(data["climatology"], ClimatologySettings, "climatology")
         if "land" in data:
@@ -192,14 +378,55 @@ class RunSettings:
             inits = data["inits"]
             out["inits"] = inits if isinstance(inits, str) else tuple(str(instant(t)) for t in inits)
         _choice(data, "preset", tuple(PRESETS))
-        _choice(data, "weights", get_args(Weights))
+        if "weights" in data:
+            out["weights"] = weights(data["weights"])
         _choice(data, "missing_truth", ("error", "drop"))
         _typed(data, "align", bool, "true or false")
         _typed(data, "model", str, "a string")
         _typed(data, "output", str, "a string")
         if "preset" in data and "weights" in data:
             raise ValueError(f"preset {data['preset']!r} sets the weights: drop one of weights and preset")
-        return cls(**out, text=_plain(data), folder=folder)
+        found = cls(**out, text=_plain(data), folder=folder)
+        found._check_baseline()
+        found._check_stations()
+        return found
+
+    def _check_baseline(self) -> None:
+        if not isinstance(self.forecast, BaselineSettings):
+            return
+        if self.leads is None or self.inits is None:
+            raise ValueError(
+                'a baseline has no starts and lead times of its own: give inits, such as "2020-01-01/'
+                '2020-12-31/12h", and leads, such as "1d/10d/1d"'
+            )
+        if not self.forecast.path and isinstance(self.truth, StationSettings):
+            raise ValueError("persistence needs forecast.path = files of states: stations have no fields")
+
+    def _check_stations(self) -> None:
+        """Refuse what only a truth on a grid can have, or only one at stations."""
+        if isinstance(self.truth, StationSettings):
+            if self.preset is not None:
+                raise ValueError(
+                    f"preset {self.preset!r} weights cells of a grid and stations have none: name metrics, "
+                    'regions and weights, such as "density"'
+                )
+            if self.regrid is not None or self.align:
+                raise ValueError(
+                    "regrid and align bring two grids together and the truth is stations: choose "
+                    "stations.interpolation"
+                )
+            if self.truth.sigmas is not None and self.climatology is None:
+                raise ValueError("truth.sigmas needs a climatology: add the section climatology")
+            land = self.stations is not None and self.stations.interpolation == "nearest_land"
+            if land and self.land is None:
+                raise ValueError('interpolation "nearest_land" needs the section land: path and variable')
+            if self.land is not None and not land:
+                raise ValueError(
+                    'at stations the section land is for interpolation "nearest_land" only, regions have no '
+                    '"_land" there: drop one of them'
+                )
+        elif self.stations is not None:
+            raise ValueError("[stations] is for reports as the truth: give [truth] stations = a parquet file")
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -213,7 +440,11 @@ class RunSettings:
 
 def digest(text: Mapping[str, Any]) -> str:
     """Hash of all in a kept configuration that decides on the rows of one start."""
-    shared = {k: v for k, v in text.items() if k != "inits"}
+    forecast, truth = text.get("forecast", {}), text.get("truth", {})
+    # The stations are those that report in the period, which a baseline takes from its starts.
+    whole = all(isinstance(s, Mapping) for s in (forecast, truth))
+    whole = whole and "baseline" in forecast and "stations" in truth
+    shared = {k: v for k, v in text.items() if whole or k != "inits"}
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -233,10 +464,35 @@ def load(path: str | None, options: Mapping[str, Any]) -> RunSettings:
             raise ValueError(f"{path} is no valid TOML: {error}") from error
         folder = str(Path(path).parent)
     for key, value in options.items():
-        if key in ("forecast", "truth") and isinstance(data.get(key), dict):
-            value = {**data[key], "path": value}
-        data[key] = _from_here(key, value, folder)
+        value = _from_here(key, value, folder)
+        held = data.get(key)
+        if key in _TABLES and held is not None:
+            value = {**(held if isinstance(held, Mapping) else {"path": held}), **value}
+        data[key] = value
     return RunSettings.parse(data, folder)
+
+
+# Sections whose options are added to what the file says.
+_TABLES = ("forecast", "truth", "stations")
+
+
+def weights(data: Any) -> Weights | DensityWeights:
+    """Weights from a convention, "density", "density(radius_km=50)" or TOML with `type = "density"`.
+
+    Raises:
+        ValueError: for an unknown name or setting.
+    """
+    if isinstance(data, str) and data in get_args(Weights):
+        return data  # type: ignore[return-value]
+    call = _call(data, 'weights such as "cos" or "density"') if isinstance(data, str) else data
+    if not isinstance(call, Mapping) or call.get("type") != "density":
+        raise ValueError(f"weights must be one of {', '.join((*get_args(Weights), 'density'))}, got {data!r}")
+    settings = {k: v for k, v in call.items() if k != "type"}
+    _known(settings, DensityWeights, "weights")
+    numbers = {k: v for k, v in settings.items() if k != "kind"}
+    for key in numbers:
+        _typed(numbers, key, int | float, "a number", "weights.")
+    return DensityWeights(**settings)
 
 
 def metric(data: Any) -> Metric:
@@ -298,16 +554,21 @@ def instant(text: Any) -> np.datetime64:
 
 
 def chosen_inits(
-    wanted: Sequence[str] | str | None, held: npt.NDArray[np.datetime64]
+    wanted: Sequence[str] | str | None, held: npt.NDArray[np.datetime64] | None
 ) -> npt.NDArray[np.datetime64]:
-    """Starts of a forecast that the setting `inits` names.
+    """Starts of a forecast that the setting `inits` names; of None, which has any start, those it spells out.
 
     Raises:
         ValueError: for starts that the forecast does not have, or none at all.
     """
-    if wanted is None:
+    if wanted is None and held is not None:
         return held
     if isinstance(wanted, str) and wanted.count("/") == 1:
+        if held is None:
+            raise ValueError(
+                'a climatology has no starts of its own: give inits as "first/last/step" or a list, got '
+                f"{wanted!r}"
+            )
         first, last = (instant(t) for t in wanted.split("/"))
         chosen = held[(held >= first) & (held <= last)]
         if not chosen.size:
@@ -319,7 +580,7 @@ def chosen_inits(
         named = instant(first_text) + np.arange(0, span.astype(int), duration(step)).astype("timedelta64[s]")
     else:
         named = np.array([instant(t) for t in _list(wanted)])
-    absent = np.setdiff1d(named, held)
+    absent = np.setdiff1d(named, named if held is None else held)
     if absent.size:
         raise ValueError(
             f"forecast lacks {absent.size} of {named.size} starts, the first is {absent[0]}: name those that "
@@ -339,7 +600,34 @@ def members(data: Any) -> tuple[int, ...]:
     return tuple(out)
 
 
-def _call(text: str) -> dict[str, Any]:
+_METRICS = 'a metric such as "crps_fair", "RMSE" or "Brier(threshold=280.0)"'
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argument type of argparse that keeps the message of a ValueError."""
+
+    def wrapped(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise ArgumentTypeError(str(error)) from None
+
+    return wrapped
+
+
+def settings_of(text: str, cls: type, section: str) -> dict[str, Any]:
+    """Settings of a class from "name=value, ...".
+
+    Raises:
+        ValueError: for text of another form and for an unknown name.
+    """
+    data = _call(f"{cls.__name__}({text})", f"{section} settings such as 'name=value, ...'")
+    del data["type"]
+    _known(data, cls, section)
+    return data
+
+
+def _call(text: str, expected: str = _METRICS) -> dict[str, Any]:
     """JSON data of "Name" or "Name(key=value, ...)"."""
     try:
         node = ast.parse(text, mode="eval").body
@@ -349,9 +637,7 @@ def _call(text: str) -> dict[str, Any]:
             return {"type": node.func.id, **{str(k.arg): ast.literal_eval(k.value) for k in node.keywords}}
     except (SyntaxError, ValueError):
         pass
-    raise ValueError(
-        f'expected a metric such as "crps_fair", "RMSE" or "Brier(threshold=280.0)", got {text!r}'
-    )
+    raise ValueError(f"expected {expected}, got {text!r}")
 
 
 def _known(data: Any, cls: type, section: str, hidden: tuple[str, ...] = ()) -> None:
@@ -379,14 +665,46 @@ def _section(data: Any, cls: type, section: str) -> Any:
         raise ValueError(f"[{section}] is not complete: {str(error).partition(' ')[2]}") from error
 
 
-def _choice(data: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> None:
+def _choice(data: Mapping[str, Any], key: str, choices: tuple[str, ...], section: str = "") -> None:
     if key in data and data[key] not in choices:
-        raise ValueError(f"{key} must be one of {', '.join(choices)}, got {data[key]!r}")
+        raise ValueError(f"{section}{key} must be one of {', '.join(choices)}, got {data[key]!r}")
 
 
-def _typed(data: Mapping[str, Any], key: str, kind: type, text: str) -> None:
+def _typed(data: Mapping[str, Any], key: str, kind: Any, text: str, section: str = "") -> None:
     if key in data and not isinstance(data[key], kind):
-        raise ValueError(f"{key} must be {text}, got {data[key]!r}")
+        raise ValueError(f"{section}{key} must be {text}, got {data[key]!r}")
+
+
+def _ends(text: Any) -> tuple[np.datetime64, np.datetime64]:
+    """First and last second of "first/last", days, months and years being meant whole."""
+    parts = str(text).split("/")
+    if len(parts) != 2:
+        raise ValueError(f'expected a period such as "1990-01-01/2019-12-31", got {text!r}')
+    first, last = instant(parts[0]), instant(parts[1])
+    stated = np.datetime64(parts[1].strip().replace(" ", "T").removesuffix("Z"))
+    if np.datetime_data(stated.dtype)[0] in ("Y", "M", "D"):
+        last = (stated + 1).astype("datetime64[s]") - np.timedelta64(1, "s")
+    return first, last
+
+
+def _observed(data: Any) -> Observed:
+    """A variable of a table of reports."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f'truth.variables must be tables such as {{column = "T", ...}}, got {data!r}')
+    _known(data, Observed, "truth.variables")
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    try:
+        return Observed(**settings)
+    except TypeError as error:
+        raise ValueError(f"[truth.variables] is not complete: {str(error).partition(' ')[2]}") from error
+
+
+def _box(data: Any) -> Box:
+    try:
+        (south, north), (west, east) = ((float(a), float(b)) for a, b in data)
+    except (TypeError, ValueError):
+        raise ValueError(f"truth.within must be [[south, north], [west, east]], got {data!r}") from None
+    return (south, north), (west, east)
 
 
 def _list(data: Any) -> list[Any]:
@@ -416,7 +734,7 @@ def _from_here(key: str, value: Any, folder: str) -> Any:
     if folder in (".", "") or key not in ("forecast", "truth", "climatology", "output"):
         return value
     if isinstance(value, Mapping):
-        return {**value, "path": _from_here(key, value["path"], folder)}
+        return {k: _from_here(key, v, folder) if k in ("path", "stations") else v for k, v in value.items()}
     if isinstance(value, list):
         return [_from_here(key, v, folder) for v in value]
     return value if "://" in value else str(Path(value).absolute())

@@ -83,6 +83,11 @@ def standard_names(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.set_coords([n for n in ALIASES if n in dataset.data_vars and dataset[n].ndim <= 1])
 
 
+def short_name(variable: str) -> str:
+    """Usual short name of a variable, such as t2m of "2m_temperature"."""
+    return _SHORT.get(variable, variable)
+
+
 def channel_fields(dataset: xr.Dataset) -> Iterator[tuple[str, str, xr.DataArray]]:
     """Name, unit and lazy array of every channel: one per variable, level and entry along `channel`."""
     for variable in map(str, dataset.data_vars):
@@ -95,7 +100,7 @@ def channel_fields(dataset: xr.Dataset) -> Iterator[tuple[str, str, xr.DataArray
                 unit = str(units.values[k]) if units is not None and units.dims == ("channel",) else ""
                 yield str(name), unit or str(array.attrs.get("units", "")), array.isel(channel=k, drop=True)
             continue
-        short, unit = _SHORT.get(variable, variable), str(array.attrs.get("units", ""))
+        short, unit = short_name(variable), str(array.attrs.get("units", ""))
         if "level" not in array.coords:
             yield short, unit, array
             continue

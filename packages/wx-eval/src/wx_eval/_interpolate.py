@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from ._blocks import stored_pieces
 from ._fields import Chunk, channel_names, channel_units, forecast_chunks
 from ._grid import Array, Grid, Vector, great_circle_km, search_tree, unit_vectors
 from ._protocols import Climatology, ForecastChunk
@@ -58,7 +59,7 @@ class Interpolator:
             raise ValueError(f"method must be one of {get_args(PointMethod)}, got {method!r}")
         latitude, longitude = (np.asarray(a, np.float64) for a in source)
         _check((latitude, longitude), "source")
-        self.method, self.shape = method, (latitude.size, longitude.size)
+        self.method, self.points, self.shape = method, points, (latitude.size, longitude.size)
         poles, circle = is_global(latitude, longitude)
         wanted = np.clip(points.latitude, latitude.min(), latitude.max()) if poles else points.latitude
         rows = _between(latitude, wanted)
@@ -141,8 +142,9 @@ def at_points(
 ) -> Iterator[Chunk]:
     """Forecasts on a latitude-longitude grid as forecasts at points.
 
-    One member is read at a time. How it was done is kept in the conventions of the records: only scores of
-    forecasts that were interpolated in the same way can be compared.
+    What is stored together is read at once: one member, or all members of a channel. How it was done is kept
+    in the conventions of the records: only scores of forecasts that were interpolated in the same way can be
+    compared.
 
     Args:
         forecast: as for `evaluate`.
@@ -160,25 +162,29 @@ def at_points(
             kelvin or degrees Celsius.
     """
     maps: dict[bytes, Interpolator] = {}
-    name = method if height is None else f"{method}, {height.name}"
     for chunk in forecast_chunks(forecast) if isinstance(forecast, xr.DataArray) else forecast:
         source = _axes(chunk, axes)
         key = b"".join(a.tobytes() for a in source)
         if key not in maps:
             maps[key] = Interpolator(source, points, method, land_fraction=land_fraction)
-        yield Chunk(
-            init_time=chunk.init_time,
-            lead_time=chunk.lead_time,
-            channels=chunk.channels,
-            values=_members(chunk, maps[key], height),
-            latitude=points.latitude,
-            longitude=points.longitude,
-            units=getattr(chunk, "units", None),
-            interpolation=name,
-        )
+        yield chunk_at_points(chunk, maps[key], height)
 
 
-@dataclass(frozen=True)
+def chunk_at_points(chunk: ForecastChunk, mapped: Interpolator, height: HeightCorrection | None) -> Chunk:
+    """One chunk of `at_points`, on the grid of an interpolator."""
+    return Chunk(
+        init_time=chunk.init_time,
+        lead_time=chunk.lead_time,
+        channels=chunk.channels,
+        values=_members(chunk, mapped, height),
+        latitude=mapped.points.latitude,
+        longitude=mapped.points.longitude,
+        units=getattr(chunk, "units", None),
+        interpolation=mapped.method if height is None else f"{mapped.method}, {height.name}",
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class PointClimatology:
     """A climatology on a latitude-longitude grid at points.
 
@@ -186,11 +192,14 @@ class PointClimatology:
         source: on the grid.
         points: N positions.
         method: see `Interpolator`.
+        land_fraction: (H, W), for "nearest_land".
     """
 
     source: Climatology
     points: Grid
     method: PointMethod = "bilinear"
+    land_fraction: Array | None = None
+    _maps: dict[bytes, Interpolator] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -209,14 +218,19 @@ class PointClimatology:
         units = channel_units(found)
         if units is not None:
             coords["units"] = ("channel", list(units))
-        values = Interpolator(axes, self.points, self.method)(found.values)
-        return xr.DataArray(values, coords, ("channel", "point"))
+        key = b"".join(axis.tobytes() for axis in axes)
+        if key not in self._maps:
+            self._maps[key] = Interpolator(axes, self.points, self.method, land_fraction=self.land_fraction)
+        return xr.DataArray(self._maps[key](found.values), coords, ("channel", "point"))
 
 
 def _members(chunk: ForecastChunk, mapped: Interpolator, height: HeightCorrection | None) -> Array:
     shift = None if height is None else _shift(chunk, mapped, height)
-    values = [mapped(chunk.values[m]) for m in range(len(chunk.values))]
-    stacked = np.stack(values)
+    values, channels = chunk.values, range(chunk.values.shape[1])
+    if stored_pieces(values)[0] == 1:
+        stacked = np.stack([mapped(values[m]) for m in range(len(values))])
+    else:
+        stacked = np.stack([mapped(values[:, c]) for c in channels], axis=1)
     return stacked if shift is None else (stacked + shift).astype(stacked.dtype)
 
 

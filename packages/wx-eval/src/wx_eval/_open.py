@@ -222,7 +222,7 @@ class Source:
             raise ValueError(
                 f"{self.name} is a set of points: only latitude-longitude grids can be regridded"
             )
-        east = self if (np.diff(self.longitude) > 0).all() else self._eastwards()
+        east = self.eastwards()
         regridder = Regridder((east.latitude, east.longitude), target, method)
         return replace(east, latitude=target[0], longitude=target[1], regridder=regridder)
 
@@ -280,8 +280,10 @@ class Source:
         )
         return replace(self, cubes=cubes, latitude=latitude, longitude=longitude)
 
-    def _eastwards(self) -> Self:
-        """Columns in increasing order of their longitude in 0..360."""
+    def eastwards(self) -> Self:
+        """Columns in increasing order of their longitude, in 0..360 where they are not in order already."""
+        if (np.diff(self.longitude) > 0).all():
+            return self
         order = np.argsort(self.longitude % 360.0, kind="stable")
         return self._picked({"longitude": order}, self.latitude, (self.longitude % 360.0)[order])
 
@@ -296,7 +298,12 @@ class Forecast:
 
     def __init__(self, source: Source, units: Mapping[str, str] | None = None) -> None:
         self.source = source
+        self.keys = source.keys
         self._units = {c: source.units[c] or (units or {}).get(c, "") for c in source.channels}
+
+    def channels_at(self, key: Key) -> tuple[str, ...]:
+        """Channels that exist at one init and lead time."""
+        return self.source.channels_at(key)
 
     def chunks(self, init_times: Iterable[np.datetime64]) -> Iterator[Chunk]:
         """Every lead time of some starts."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ._card import days, metric_title, unit_text
-from ._compare import Comparison, compare_models
+from ._compare import Comparison, checked_months, compare_models, in_months
 from ._curves import reliability_diagram, roc_curve, value_curve
 from ._events import EventOutcomes
 from ._intervals import score_intervals
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._report import Report
 
 _CARD = ("crps_fair", "rmse")
+_SELECTION = {"months", "sample", "lag"}
 # Their siblings say the same in a chart; the table has all of them.
 _NOT_DRAWN = ("crps_biased", "mse", "spread", "spread_skill_raw", "spread_skill_fortin")
 _DAYS = (1, 2, 3, 5, 7, 10, 14)
@@ -32,15 +33,29 @@ _MOST_CHANNELS = 6
 
 
 def fill(
-    report: Report, records: Records, baseline: str, metrics: Sequence[str] | None, alpha: float, seed: int
+    report: Report,
+    records: Records,
+    baseline: str,
+    metrics: Sequence[str] | None,
+    alpha: float,
+    seed: int,
+    choices: Mapping[str, Any],
 ) -> None:
-    """Add every section that the records have data for."""
+    """Add every section that the records have data for; `choices` are arguments of `compare`."""
     preset = next((p for p in PRESETS.values() if p.label == records.conventions.preset), None)
+    if preset is not None and not set(choices) <= _SELECTION:
+        raise TypeError(f"preset {preset.name!r} sets {sorted(set(choices) - _SELECTION)}: leave them out")
+    if choices.get("method") == "bootstrap":
+        choices = {**choices, "seed": seed}
+    months = checked_months(choices.get("months"))
+    every, records = records, in_months(records, months)
+    if months:
+        report.text("Period", f"Starts in the months {', '.join(map(str, months))} only.")
     average = preset.average if preset else "starts"
     chosen = resolve(records, None)
     table = scores(records, chosen, average=average)
     if len(records.models) > 1:
-        _cards(report, records, baseline, metrics, alpha, preset)
+        _cards(report, every, baseline, metrics, alpha, preset, choices)
     region = "global" if "global" in records.regions else records.regions[0]
     bands = score_intervals(records.select(region=region), average=average)
     _curves(report, table, chosen, region, bands)
@@ -56,22 +71,23 @@ def _cards(
     metrics: Sequence[str] | None,
     alpha: float,
     preset: Preset | None,
+    choices: Mapping[str, Any],
 ) -> None:
     """A summary and a card for each model against the baseline."""
     others = [model for model in records.models if model != baseline]
     refused: list[str] = []
     try:
-        cards = _compared(records, others, baseline, metrics, alpha, preset)
+        cards = _compared(records, others, baseline, metrics, alpha, preset, choices)
     except ValueError:
         # One model that cannot be compared must not hide the others.
         able = []
         for model in others:
             try:
-                _compared(records, [model], baseline, metrics, alpha, preset)
+                _compared(records, [model], baseline, metrics, alpha, preset, choices)
                 able.append(model)
             except ValueError as error:
                 refused.append(f"No scorecard of {model}: {error}.")
-        cards = _compared(records, able, baseline, metrics, alpha, preset) if able else []
+        cards = _compared(records, able, baseline, metrics, alpha, preset, choices) if able else []
     intro = (
         f"The baseline is {baseline}. A cell is one metric, channel, region and lead time. Level {alpha:g}."
     )
@@ -95,10 +111,13 @@ def _compared(
     metrics: Sequence[str] | None,
     alpha: float,
     preset: Preset | None,
+    choices: Mapping[str, Any],
 ) -> Sequence[Comparison]:
     if preset is not None:
         return [
-            preset.compare(records, records, model_a=m, model_b=baseline, metrics=metrics, alpha=alpha)
+            preset.compare(
+                records, records, model_a=m, model_b=baseline, metrics=metrics, alpha=alpha, **choices
+            )
             for m in models
         ]
     names = list(metrics) if metrics is not None else _card_metrics(records, [*models, baseline])
@@ -106,7 +125,7 @@ def _compared(
     if leads.size > _MOST_LEADS:
         wanted = np.array(_DAYS, "timedelta64[D]").astype(leads.dtype)
         leads = np.intersect1d(leads, wanted) if np.isin(wanted, leads).any() else leads
-    return compare_models(records, baseline, names, models=models, lead_times=leads, alpha=alpha)
+    return compare_models(records, baseline, names, models=models, lead_times=leads, alpha=alpha, **choices)
 
 
 def _card_metrics(records: Records, models: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from ._multiplicity import Correction
 from ._protocols import Climatology, ForecastChunk, History
 from ._records import Records
 from ._regions import RegionSpec
+from ._samples import Sample
 from ._scores import Average, scores
 from ._seeps import SEEPS
 from ._weights import Weights
@@ -149,13 +150,18 @@ class Preset:
         metrics: Sequence[str | Metric] | None = None,
         channels: Sequence[str] | None = None,
         regions: Sequence[str] | None = None,
+        lead_times: Iterable[np.timedelta64] | None = None,
+        months: Iterable[int] | None = None,
+        sample: Sample = "each",
+        lag: np.timedelta64 | None = None,
         alpha: float = 0.05,
     ) -> Comparison:
         """`wx_eval.compare` on the preset's card.
 
         Args:
-            a, b, model_a, model_b, channels, regions, alpha: see `compare`.
+            a, b, model_a, model_b, channels, regions, months, sample, lag, alpha: see `compare`.
             metrics: instead of those of the card.
+            lead_times: instead of those of the card.
 
         Raises:
             ValueError: for records of other conventions or without any lead time of the card.
@@ -171,7 +177,10 @@ class Preset:
             card.metrics if metrics is None else metrics,
             channels=channels,
             regions=regions,
-            lead_times=_lead_times(card, left),
+            lead_times=_lead_times(card, left) if lead_times is None else lead_times,
+            months=months,
+            sample=sample,
+            lag=lag,
             average=self.average,
             method=self.method,
             correction=self.correction,

@@ -94,6 +94,7 @@ class Report:
         command: str = "",
         alpha: float = 0.05,
         seed: int = 0,
+        **choices: Any,
     ) -> Self:
         """A whole page: cards against a baseline, curves, diagrams, tables, settings.
 
@@ -108,9 +109,12 @@ class Report:
             data: path of the records, relative to the page, to link to.
             command: that makes the page again.
             alpha: level of significance.
-            seed: of the resampling behind consistency bars.
+            seed: of the resampling behind consistency bars, and of the bootstrap.
+            **choices: of the cards, `months` also of the rest of the page: months, sample and lag, see
+                `compare`; for records of no preset also method, resamples, block and correction.
 
         Raises:
+            TypeError: for another choice.
             ValueError: for a baseline or metric that the records do not hold, or for no rows.
         """
         from ._overview import fill
@@ -123,7 +127,7 @@ class Report:
         reference = names[0] if baseline is None else baseline
         shown = title or (f"Verification of {', '.join(names)}" if len(names) < 4 else "Verification")
         report = cls(shown, f"against {records.conventions.truth}", data=data, command=command)
-        fill(report, records, reference, metrics, alpha, seed)
+        fill(report, records, reference, metrics, alpha, seed, choices)
         return report
 
     def text(self, heading: str, *paragraphs: str) -> Self:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
@@ -19,114 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import xarray as xr
 
-from ._climatology import DayClimatology
-from ._config import RunSettings, SourceSettings, chosen_inits, digest
-from ._evaluate import evaluate
-from ._files import open_datasets
-from ._metrics import STANDARD_METRICS
-from ._open import Forecast, Source, Truth, _positions, open_source
-from ._presets import PRESETS
+from ._config import RunSettings, digest
+from ._job import Job, Starts, prepare
 from ._records import Records
-from ._regions import DEFAULT_REGIONS
-from ._regrid import Axes, global_axes
 
-Starts = npt.NDArray[np.datetime64]
 _LINE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Opened sources of a configuration on one grid."""
-
-    settings: RunSettings
-    forecast: Source
-    truth: Truth
-    climatology: DayClimatology | None
-    land: Any
-    truth_name: str
-
-    @property
-    def init_times(self) -> Starts:
-        """Starts that are evaluated."""
-        return chosen_inits(self.settings.inits, self.forecast.init_times)
-
-    def records(self, init_time: np.datetime64) -> Records:
-        """Rows of one start."""
-        s = self.settings
-        chunks = Forecast(self.forecast, self.truth.source.units).chunks([init_time])
-        shared: dict[str, Any] = {
-            "model": s.model,
-            "climatology": self.climatology,
-            "land_fraction": self.land,
-            "truth_name": self.truth_name,
-            "missing_truth": s.missing_truth,
-        }
-        if s.preset is not None:
-            found = PRESETS[s.preset].evaluate(
-                chunks, self.truth, metrics=s.metrics, regions=s.regions, **shared
-            )
-        else:
-            found = evaluate(
-                chunks,
-                self.truth,
-                metrics=STANDARD_METRICS if s.metrics is None else s.metrics,
-                regions=DEFAULT_REGIONS if s.regions is None else s.regions,
-                weights=s.weights or "cell",
-                **shared,
-            )
-        return replace(found, runs={s.model: [s.kept]})
-
-    def check_truth(self) -> None:
-        """See that everything which is evaluated has a truth, before work is spent on any.
-
-        Raises:
-            ValueError: naming the first time without one, unless those are to be recorded without scores.
-        """
-        starts = set(self.init_times.astype(np.int64).tolist())
-        for key in (k for k in self.forecast.keys if k[0] in starts):
-            held = self.truth.channels_at(sum(key))
-            absent = [c for c in self.forecast.channels_at(key) if c not in held]
-            if absent:
-                start, lead = np.datetime64(key[0], "s"), key[1] / 3600
-                raise ValueError(
-                    f"truth has no {absent if held else 'state'} at {np.datetime64(sum(key), 's')}, valid "
-                    f"time of {start} + {lead:g} h: choose inits, leads or channels, or keep such times "
-                    'without scores by missing_truth = "drop" (--missing-truth drop)'
-                )
-
-
-def prepare(settings: RunSettings) -> Job:
-    """Open everything and bring it onto one grid.
-
-    Raises:
-        ValueError: for what cannot be opened, and for grids, channels or times that do not fit.
-    """
-    forecast = _source(settings, settings.forecast, "forecast")
-    truth = _source(settings, settings.truth, "truth")
-    common = [c for c in forecast.channels if c in truth.channels]
-    if settings.forecast.channels is None and common:
-        forecast = forecast.select(channels=common)
-    absent = [c for c in forecast.channels if c not in truth.channels]
-    if absent:
-        raise ValueError(
-            f"truth has no channel {absent}; it has {list(truth.channels)}: choose channels, or rename them "
-            "by [truth.rename]"
-        )
-    truth = truth.select(channels=forecast.channels)
-    if settings.leads is not None:
-        forecast = forecast.select(lead_times=np.array(settings.leads, "timedelta64[s]"))
-    for source in (forecast, truth):
-        _no_duplicates(source)
-    forecast, truth, note = _one_grid(settings, forecast, truth)
-    paths = settings.truth.path
-    name = (settings.truth.name or Path(paths[0]).name.split(".")[0]) + note
-    return Job(
-        settings, forecast, Truth(truth, forecast.units), _climatology(settings), _land(settings, truth), name
-    )
 
 
 def run(
@@ -332,88 +230,3 @@ def _stamp(stem: str) -> str:
     """ISO time of the name of a part."""
     date, _, clock = stem.partition("T")
     return f"{date}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}"
-
-
-def _source(settings: RunSettings, section: SourceSettings, name: str) -> Source:
-    return open_source(
-        [settings.path(p) for p in section.path],
-        name,
-        truth=name == "truth",
-        channels=section.channels,
-        rename=section.rename,
-        members=section.members,
-        lead_times=None if section.leads is None else list(np.array(section.leads, "timedelta64[s]")),
-        init_time=None if section.init_time is None else np.datetime64(section.init_time),
-        lead_time=None if section.lead_time is None else np.timedelta64(section.lead_time, "s"),
-        engine=section.engine,
-    )
-
-
-def _no_duplicates(source: Source) -> None:
-    if source.duplicates:
-        origin, (init, lead) = source.duplicates[0]
-        raise ValueError(
-            f"{origin} holds {np.datetime64(init, 's')} + {lead / 3600:g} h twice, one of "
-            f"{len(source.duplicates)} such times: drop the repeats; wx-eval doctor lists them"
-        )
-
-
-def _one_grid(settings: RunSettings, forecast: Source, truth: Source) -> tuple[Source, Source, str]:
-    """Both on one grid, and what was done to the truth."""
-    regrid = settings.regrid
-    if regrid is None:
-        if forecast.same_grid(truth):
-            return forecast, truth, ""
-        aligned = forecast.aligned(truth)
-        if not settings.align:
-            raise ValueError(
-                f"forecast has the points of the truth in another order or with other longitudes "
-                f"({forecast.grid_text} against {truth.grid_text}): bring them into its order by "
-                "align = true (--align)"
-            )
-        return aligned, truth, ""
-    if regrid.grid == "truth":
-        return _onto(forecast, truth, regrid.method), truth, ""
-    if regrid.grid == "forecast":
-        note = f", {regrid.method} to the grid of {settings.model}"
-        return forecast, _onto(truth, forecast, regrid.method), note
-    rows, columns = map(int, regrid.grid.split("x"))
-    axes = global_axes(rows, columns)
-    note = f", {regrid.method} to {regrid.grid}"
-    return forecast.regridded(axes, regrid.method), truth.regridded(axes, regrid.method), note
-
-
-def _onto(source: Source, target: Source, method: Any) -> Source:
-    if target.axes is None:
-        raise ValueError(f"{target.name} is a set of points: regridding needs a latitude-longitude grid")
-    axes: Axes = target.axes
-    return source.regridded(axes, method)
-
-
-def _climatology(settings: RunSettings) -> DayClimatology | None:
-    section = settings.climatology
-    if section is None:
-        return None
-    [(_, dataset)] = open_datasets([settings.path(section.path)])
-    channels: Mapping[str, Any] | None = section.channels
-    if channels is not None:
-        channels = {c: tuple(v) if isinstance(v, list) else v for c, v in channels.items()}
-    return DayClimatology.open(dataset, name=section.name, calendar=section.calendar, channels=channels)
-
-
-def _land(settings: RunSettings, truth: Source) -> Any:
-    section = settings.land
-    if section is None:
-        return None
-    [(origin, dataset)] = open_datasets([settings.path(section.path)])
-    if section.variable not in dataset:
-        raise ValueError(
-            f"{origin} has no variable {section.variable!r}, it has {list(map(str, dataset.data_vars))}"
-        )
-    array: xr.DataArray = dataset[section.variable].squeeze(drop=True)
-    for dim, theirs in zip(truth.space, (truth.latitude, truth.longitude), strict=False):
-        found = _positions(np.asarray(array[dim].values, np.float64), theirs, dim)
-        if found is None:
-            raise ValueError(f"[land] {origin} is not on the grid of the truth, {truth.grid_text}: regrid it")
-        array = array.isel({dim: found})
-    return array.transpose(*truth.space).values

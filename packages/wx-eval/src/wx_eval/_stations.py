@@ -326,6 +326,16 @@ class StationReports:
             rows.append({"channel": channel, "reports": sum(found.values()), **found})
         return pa.Table.from_pylist(rows)
 
+    def reported(self) -> Times:
+        """Those of `times` with a report within `tolerance`, usable or not, of any station of the table."""
+        near = np.zeros(self.times.shape, bool)
+        for cut in self._cuts():
+            table = self._data.to_table(columns=[self.layout.time], filter=self._between(*cut))
+            found = np.unique(seconds(table[self.layout.time].to_numpy()))
+            low, high = self.times - self._margin, self.times + self._margin
+            near |= np.searchsorted(found, high, side="right") > np.searchsorted(found, low)
+        return self.times[near]
+
     @cached_property
     def _data(self) -> Any:
         """The parquet files."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from ._blocks import stored_pieces
 from ._fields import as_history, channel_names, forecast_chunks, seconds
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, great_circle_km, search_tree, unit_vectors
 from ._protocols import ForecastChunk, History
@@ -225,9 +226,15 @@ def track_forecasts(
         wanted = [c for c in dict.fromkeys((*tracker.channels, tracker.pressure)) if c in chunk.channels]
         sizes.add(len(chunk.values))
         leads.add(lead)
+        # What is stored together is read at once: one member, or all members of a channel.
+        apart = stored_pieces(chunk.values)[0] == 1
+        whole = {} if apart else {c: np.asarray(chunk.values[:, chunk.channels.index(c)]) for c in wanted}
         for member in range(len(chunk.values)):
-            values = chunk.values[member]
-            fields = {c: np.asarray(values[chunk.channels.index(c)]) for c in wanted}
+            values = chunk.values[member] if apart else None
+            fields = {
+                c: whole[c][member] if values is None else np.asarray(values[chunk.channels.index(c)])
+                for c in wanted
+            }
             found = tracker.find(fields, (np.asarray(latitude), np.asarray(longitude)))
             fixes.setdefault((init, member), {})[lead] = found
     if len(sizes) != 1:

@@ -1,0 +1,493 @@
+"""What a configuration names, opened and brought onto one grid or to stations."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from ._baselines import climatology, persistence
+from ._climatology import DayClimatology
+from ._config import (
+    BaselineSettings,
+    PointSettings,
+    RunSettings,
+    SourceSettings,
+    StationSettings,
+    chosen_inits,
+)
+from ._evaluate import evaluate
+from ._fields import Chunk, seconds
+from ._files import open_datasets, short_name
+from ._grid import Array
+from ._interpolate import HeightCorrection, Interpolator, PointClimatology, chunk_at_points
+from ._metrics import STANDARD_METRICS
+from ._open import Forecast, Key, Source, Truth, _positions, open_source
+from ._presets import PRESETS
+from ._protocols import Climatology, History
+from ._records import Records
+from ._regions import DEFAULT_REGIONS
+from ._regrid import Axes, global_axes
+from ._stations import ClimateCheck, Observed, StationReports, metar
+from ._units import same_units
+
+Starts = npt.NDArray[np.datetime64]
+
+_KEPT_BYTES = 256 << 20
+_GRAVITY = 9.80665
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """How a forecast on a grid is brought to stations."""
+
+    mapped: Interpolator
+    height: HeightCorrection | None
+
+    def chunk(self, chunk: Chunk) -> Chunk:
+        """At the stations."""
+        return chunk_at_points(chunk, self.mapped, self.height)
+
+
+class Made:
+    """Forecasts of a baseline, in the form of `Forecast`.
+
+    Args:
+        source: past states.
+        settings: of the baseline.
+        starts: that are made.
+        leads: of all of them, in seconds.
+        units: of the truth, taken where the states have none.
+
+    Raises:
+        ValueError: for a climatology whose members would hold the truth.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: BaselineSettings,
+        starts: Starts,
+        leads: Sequence[int],
+        units: Mapping[str, str],
+    ) -> None:
+        self.source, self._settings = source, settings
+        self._leads = np.array(sorted(leads), "timedelta64[s]")
+        self.keys: list[Key] = [
+            (start, lead) for start in starts.astype(np.int64).tolist() for lead in sorted(leads)
+        ]
+        history = _Kept(Truth(source, units))
+        self._history: History = _Some(history, history.times[settings.within(history.times)])
+        if settings.baseline == "climatology":
+            self._refuse_truth()
+
+    def channels_at(self, key: Key) -> tuple[str, ...]:
+        """All."""
+        del key
+        return self.source.channels
+
+    def chunks(self, init_times: Iterable[np.datetime64]) -> Iterator[Chunk]:
+        """Every lead time of some starts."""
+        s = self._settings
+        if s.baseline == "persistence":
+            return persistence(self._history, init_times, self._leads)
+        return climatology(
+            self._history,
+            init_times,
+            self._leads,
+            members=s.members,
+            years=s.years,
+            window_days=s.window_days,
+            calendar=s.calendar,
+        )
+
+    def _refuse_truth(self) -> None:
+        held = seconds(self._history.times)
+        if self._settings.years is not None:
+            held = held[np.isin(held.astype("datetime64[Y]").astype(int) + 1970, self._settings.years)]
+        verified = np.unique([start + lead for start, lead in self.keys]).astype("datetime64[s]")
+        both = np.intersect1d(held, verified)
+        if both.size:
+            raise ValueError(
+                f"the climatology would have {both.size} states of the verified period as members, the first "
+                f'of {both[0]}: leave that period out by forecast.period = "first/last" or years'
+            )
+
+
+AnyForecast = Forecast | Made
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Opened sources of a configuration."""
+
+    settings: RunSettings
+    forecast: AnyForecast
+    truth: Truth | StationReports
+    climatology: Climatology | None
+    land: Any
+    truth_name: str
+    points: Points | None = None
+
+    @cached_property
+    def init_times(self) -> Starts:
+        """Starts that are evaluated."""
+        held = np.unique(np.array([k[0] for k in self.forecast.keys], "datetime64[s]"))
+        return held if isinstance(self.forecast, Made) else chosen_inits(self.settings.inits, held)
+
+    def records(self, init_time: np.datetime64) -> Records:
+        """Rows of one start."""
+        s = self.settings
+        chunks = self.forecast.chunks([init_time])
+        shared: dict[str, Any] = {
+            "model": s.model,
+            "climatology": self.climatology,
+            "land_fraction": self.land,
+            "truth_name": self.truth_name,
+            "missing_truth": s.missing_truth,
+        }
+        if s.preset is not None:
+            found = PRESETS[s.preset].evaluate(
+                chunks, self.truth, metrics=s.metrics, regions=s.regions, **shared
+            )
+        else:
+            found = evaluate(
+                chunks if self.points is None else map(self.points.chunk, chunks),
+                self._truth_of(init_time),
+                metrics=STANDARD_METRICS if s.metrics is None else s.metrics,
+                regions=DEFAULT_REGIONS if s.regions is None else s.regions,
+                weights=s.weights or ("cell" if self.points is None else "equal"),
+                **shared,
+            )
+        return replace(found, runs={s.model: [s.kept]})
+
+    def check_truth(self) -> None:
+        """See that everything which is evaluated has a truth, before work is spent on any.
+
+        Raises:
+            ValueError: naming the first time without one, unless those are to be recorded without scores.
+        """
+        starts = set(self.init_times.astype(np.int64).tolist())
+        truth = self.truth
+        reported = (
+            set(truth.reported().astype(np.int64).tolist()) if isinstance(truth, StationReports) else set()
+        )
+        for key in (k for k in self.forecast.keys if k[0] in starts):
+            channels = self.forecast.channels_at(key)
+            if isinstance(truth, Truth):
+                held = truth.channels_at(sum(key))
+            else:
+                held = channels if sum(key) in reported else ()
+            absent = [c for c in channels if c not in held]
+            if absent:
+                start, lead = np.datetime64(key[0], "s"), key[1] / 3600
+                what = "report" if isinstance(truth, StationReports) else "state"
+                raise ValueError(
+                    f"truth has no {absent if held else what} at {np.datetime64(sum(key), 's')}, valid "
+                    f"time of {start} + {lead:g} h: choose inits, leads or channels, or keep such times "
+                    'without scores by missing_truth = "drop" (--missing-truth drop)'
+                )
+
+    def _truth_of(self, init_time: np.datetime64) -> History:
+        """The truth; of reports the valid times of one start, so that no others are read."""
+        if isinstance(self.truth, Truth):
+            return self.truth
+        start = int(init_time.astype("datetime64[s]").astype(np.int64))
+        valid = sorted(sum(key) for key in self.forecast.keys if key[0] == start)
+        return _Some(self.truth, np.array(valid, "datetime64[s]"))
+
+
+def prepare(settings: RunSettings) -> Job:
+    """Open everything and bring it onto one grid, or to stations.
+
+    Raises:
+        ValueError: for what cannot be opened, and for grids, channels or times that do not fit.
+    """
+    source = _forecast_source(settings)
+    if isinstance(settings.truth, StationSettings):
+        return _at_stations(settings, source, settings.truth, settings.stations or PointSettings())
+    return _on_grid(settings, source, settings.truth)
+
+
+def _on_grid(settings: RunSettings, source: Source, section: SourceSettings) -> Job:
+    truth = opened(section, "truth", settings.path)
+    source = _common_channels(settings, source, truth.channels)
+    truth = truth.select(channels=source.channels)
+    _no_duplicates(source)
+    _no_duplicates(truth)
+    source, truth, note = _one_grid(settings, source, truth)
+    land = settings.land
+    return Job(
+        settings,
+        _forecast(settings, source, truth.units),
+        Truth(truth, source.units),
+        _climatology(settings),
+        None if land is None else _fixed(settings, land.path, land.variable, truth, "land")[0],
+        (section.name or Path(section.path[0]).name.split(".")[0]) + note,
+    )
+
+
+def _at_stations(
+    settings: RunSettings, source: Source, section: StationSettings, stations: PointSettings
+) -> Job:
+    variables = _variables(section)
+    source = _common_channels(settings, source, [v.channel for v in variables])
+    variables = tuple(v for v in variables if v.channel in source.channels)
+    _no_duplicates(source)
+    if source.axes is None:
+        raise ValueError(f"{source.name} is a set of points: only grids can be brought to stations")
+    source = source.eastwards()
+    forecast = _forecast(settings, source, {v.channel: v.to or v.unit for v in variables})
+    # Of all starts, so that a longer period of starts does not change the stations.
+    times = np.unique(np.array([sum(key) for key in forecast.keys], "datetime64[s]"))
+    reports = _reports(settings, section, variables, times)
+    land = None
+    if settings.land is not None:
+        land = _fixed(settings, settings.land.path, settings.land.variable, source, "land")[0]
+    normal: Climatology | None = _climatology(settings)
+    if normal is not None:
+        normal = PointClimatology(normal, reports.grid, stations.interpolation, land)
+    if section.sigmas is not None and normal is not None:
+        reports = replace(reports, climate=ClimateCheck(normal, section.sigmas))
+    mapped = Interpolator(
+        (source.latitude, source.longitude), reports.grid, stations.interpolation, land_fraction=land
+    )
+    points = Points(mapped, _height(settings, stations, source, reports))
+    name = section.name or Path(section.stations).name.split(".")[0]
+    return Job(settings, forecast, reports, normal, None, f"{name}, {reports.name}", points)
+
+
+def _reports(
+    settings: RunSettings, section: StationSettings, variables: Sequence[Observed], times: Starts
+) -> StationReports:
+    return StationReports(
+        path=settings.path(section.stations),
+        times=times,
+        variables=variables,
+        layout=section.layout,
+        tolerance=np.timedelta64(section.window, "s"),
+        pick=section.pick,
+        tie=section.tie,
+        within=section.within,
+        exclude=section.exclude,
+    )
+
+
+def _variables(section: StationSettings) -> tuple[Observed, ...]:
+    """Channels of the reports under the names that files of forecasts have."""
+    if section.variables is None:
+        named = [(replace(v, channel=short_name(v.channel)), v.channel) for v in metar()]
+    else:
+        named = [(v, v.channel) for v in section.variables]
+    found = [
+        replace(v, channel=section.rename.get(given, section.rename.get(v.channel, v.channel)))
+        for v, given in named
+    ]
+    if section.channels is None:
+        return tuple(found)
+    held = {v.channel: v for v in found}
+    absent = [c for c in section.channels if c not in held]
+    if absent:
+        raise ValueError(f"the reports have no channel {absent}; they have {list(held)}")
+    return tuple(held[c] for c in section.channels)
+
+
+def _height(
+    settings: RunSettings, stations: PointSettings, source: Source, reports: StationReports
+) -> HeightCorrection | None:
+    section = stations.orography
+    if section is None:
+        return None
+    height, unit = _fixed(settings, section.path, section.variable, source, "stations.orography")
+    if same_units(unit, "m2 s-2"):
+        height = height / _GRAVITY
+    return HeightCorrection(orography=height, elevation=reports.elevation, rates=section.rates)
+
+
+def _forecast_source(settings: RunSettings) -> Source:
+    """Files of the forecast, or of the states that a baseline is made of."""
+    section = settings.forecast
+    if isinstance(section, SourceSettings):
+        source = opened(section, "forecast", settings.path)
+        if settings.leads is not None:
+            source = source.select(lead_times=np.array(settings.leads, "timedelta64[s]"))
+        return source
+    if section.path:
+        return open_source(
+            [settings.path(p) for p in section.path],
+            "forecast",
+            truth=True,
+            channels=section.channels,
+            rename=section.rename,
+            engine=section.engine,
+        )
+    assert isinstance(settings.truth, SourceSettings)
+    found = opened(settings.truth, "truth", settings.path)
+    return found if section.channels is None else found.select(channels=section.channels)
+
+
+def _forecast(settings: RunSettings, source: Source, units: Mapping[str, str]) -> AnyForecast:
+    section = settings.forecast
+    if isinstance(section, SourceSettings):
+        return Forecast(source, units)
+    held = Truth(source).times if section.baseline == "persistence" else None
+    return Made(source, section, chosen_inits(settings.inits, held), settings.leads or (), units)
+
+
+def _common_channels(settings: RunSettings, source: Source, known: Sequence[str]) -> Source:
+    """The channels of the forecast that the truth has."""
+    common = [c for c in source.channels if c in known]
+    if settings.forecast.channels is None and common:
+        source = source.select(channels=common)
+    absent = [c for c in source.channels if c not in known]
+    if absent:
+        raise ValueError(
+            f"truth has no channel {absent}; it has {list(known)}: choose channels, or rename them "
+            "by [truth.rename]"
+        )
+    return source
+
+
+@dataclass(frozen=True)
+class _Some:
+    """A History of some of its times."""
+
+    history: History
+    times: Starts
+
+    def read(self, times: Starts, /) -> xr.DataArray:
+        return self.history.read(times)
+
+
+class _Kept:
+    """A History that keeps what it read last: the members of one day serve several starts."""
+
+    def __init__(self, history: History) -> None:
+        self._history, self.times = history, history.times
+        self._states: OrderedDict[int, Array] = OrderedDict()
+
+    @cached_property
+    def _like(self) -> xr.DataArray:
+        first = self._history.read(self.times[:1])
+        return first.isel(time=0, drop=True)
+
+    def read(self, times: Starts, /) -> xr.DataArray:
+        """See `History.read`."""
+        stamps = seconds(times)
+        values = np.stack([self._state(t) for t in stamps.astype(np.int64).tolist()])
+        like = self._like
+        coords = {**like.coords, "time": stamps.astype("datetime64[ns]")}
+        return xr.DataArray(values, coords, ("time", *like.dims), name=like.name)
+
+    def _state(self, time: int) -> Array:
+        if time not in self._states:
+            read = self._history.read(np.array([time], "datetime64[s]"))
+            self._states[time] = state = read.isel(time=0).transpose(*self._like.dims).values
+            if len(self._states) * state.nbytes > _KEPT_BYTES and len(self._states) > 1:
+                self._states.popitem(last=False)
+        self._states.move_to_end(time)
+        return self._states[time]
+
+
+def opened(section: SourceSettings, name: str, path: Callable[[str], str] = str) -> Source:
+    """Open the files of a section.
+
+    Args:
+        section: forecast or truth.
+        name: "forecast" or "truth".
+        path: where a path of the section is.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_source`.
+    """
+    return open_source(
+        [path(p) for p in section.path],
+        name,
+        truth=name == "truth",
+        channels=section.channels,
+        rename=section.rename,
+        members=section.members,
+        lead_times=None if section.leads is None else list(np.array(section.leads, "timedelta64[s]")),
+        init_time=None if section.init_time is None else np.datetime64(section.init_time),
+        lead_time=None if section.lead_time is None else np.timedelta64(section.lead_time, "s"),
+        engine=section.engine,
+    )
+
+
+def _no_duplicates(source: Source) -> None:
+    if source.duplicates:
+        origin, (init, lead) = source.duplicates[0]
+        raise ValueError(
+            f"{origin} holds {np.datetime64(init, 's')} + {lead / 3600:g} h twice, one of "
+            f"{len(source.duplicates)} such times: drop the repeats; wx-eval doctor lists them"
+        )
+
+
+def _one_grid(settings: RunSettings, forecast: Source, truth: Source) -> tuple[Source, Source, str]:
+    """Both on one grid, and what was done to the truth."""
+    regrid = settings.regrid
+    if regrid is None:
+        if forecast.same_grid(truth):
+            return forecast, truth, ""
+        aligned = forecast.aligned(truth)
+        if not settings.align:
+            raise ValueError(
+                f"forecast has the points of the truth in another order or with other longitudes "
+                f"({forecast.grid_text} against {truth.grid_text}): bring them into its order by "
+                "align = true (--align)"
+            )
+        return aligned, truth, ""
+    if regrid.grid == "truth":
+        return _onto(forecast, truth, regrid.method), truth, ""
+    if regrid.grid == "forecast":
+        note = f", {regrid.method} to the grid of {settings.model}"
+        return forecast, _onto(truth, forecast, regrid.method), note
+    rows, columns = map(int, regrid.grid.split("x"))
+    axes = global_axes(rows, columns)
+    note = f", {regrid.method} to {regrid.grid}"
+    return forecast.regridded(axes, regrid.method), truth.regridded(axes, regrid.method), note
+
+
+def _onto(source: Source, target: Source, method: Any) -> Source:
+    if target.axes is None:
+        raise ValueError(f"{target.name} is a set of points: regridding needs a latitude-longitude grid")
+    axes: Axes = target.axes
+    return source.regridded(axes, method)
+
+
+def _climatology(settings: RunSettings) -> DayClimatology | None:
+    section = settings.climatology
+    if section is None:
+        return None
+    [(_, dataset)] = open_datasets([settings.path(section.path)])
+    channels: Mapping[str, Any] | None = section.channels
+    if channels is not None:
+        channels = {c: tuple(v) if isinstance(v, list) else v for c, v in channels.items()}
+    return DayClimatology.open(dataset, name=section.name, calendar=section.calendar, channels=channels)
+
+
+def _fixed(
+    settings: RunSettings, path: str, variable: str, source: Source, section: str
+) -> tuple[Array, str]:
+    """A field that does not change, on the grid of a source, and its unit."""
+    [(origin, dataset)] = open_datasets([settings.path(path)])
+    if variable not in dataset:
+        raise ValueError(f"{origin} has no variable {variable!r}, it has {list(map(str, dataset.data_vars))}")
+    array: xr.DataArray = dataset[variable].squeeze(drop=True)
+    unit = str(array.attrs.get("units", ""))
+    for dim, theirs in zip(source.space, (source.latitude, source.longitude), strict=False):
+        found = _positions(np.asarray(array[dim].values, np.float64), theirs, dim)
+        if found is None:
+            raise ValueError(
+                f"[{section}] {origin} is not on the grid of the {source.name}, {source.grid_text}: regrid it"
+            )
+        array = array.isel({dim: found})
+    values: Array = array.transpose(*source.space).values
+    return values, unit
