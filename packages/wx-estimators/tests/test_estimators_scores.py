@@ -388,7 +388,9 @@ LOOPS = [
 ]
 
 
-@pytest.mark.parametrize(("score", "loop", "extra"), LOOPS, ids=lambda v: getattr(v, "__name__", repr(v))[:60])
+@pytest.mark.parametrize(
+    ("score", "loop", "extra"), LOOPS, ids=lambda v: getattr(v, "__name__", repr(v))[:60]
+)
 def test_masked_and_weighted_scores_equal_plain_loops(score, loop, extra):
     pred, target = fields()
     weight = torch.linspace(0.2, 1.7, 5, dtype=torch.float64).view(5, 1) * (1 + 0.1 * torch.arange(8))
