@@ -129,9 +129,7 @@ class Evaluation:
         rollout(callback=evaluation.add)
         records = evaluation.records()
 
-    Args:
-        truth, model, metrics, regions, weights, climatology, land_fraction, truth_name, missing_truth,
-            preset, truth_models, kernel, band: see `evaluate`.
+    The arguments are those of `evaluate`.
 
     Raises:
         TypeError, ValueError: see `evaluate`.

@@ -101,9 +101,9 @@ class Preset:
     ) -> Records:
         """`wx_eval.evaluate` by these conventions.
 
+        Those not named here are the arguments of `wx_eval.evaluate`.
+
         Args:
-            forecast, truth, model, land_fraction, truth_name, missing_truth, kernel, workers,
-                band, progress: see `evaluate`.
             climatology: which anomalies and SEEPS need; pass `metrics` without them where there is none.
             precipitation: hours over which each channel of precipitation is summed, 6 or 24; these get SEEPS.
             metrics: instead of those of the preset.
