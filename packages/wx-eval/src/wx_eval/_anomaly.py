@@ -14,7 +14,7 @@ import numpy as np
 
 from ._case import Case
 from ._grid import Array, Vector
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic, MeanSquareError, Statistic
 
 _MEAN = "mean"
@@ -39,7 +39,7 @@ class AnomalySquare(Statistic):
     of: str = "mean"
 
     def __post_init__(self) -> None:
-        _one_of("of", self.of, ("mean", "members", "truth"))
+        one_of("of", self.of, ("mean", "members", "truth"))
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
@@ -93,7 +93,7 @@ class ACC(Metric):
     unit: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("wb2", "pooled", "wmo"))
+        one_of("kind", self.kind, ("wb2", "pooled", "wmo"))
 
     @property
     def name(self) -> str:
@@ -127,7 +127,7 @@ class Activity(Metric):
     goal: ClassVar[Goal] = "none"
 
     def __post_init__(self) -> None:
-        _one_of("of", self.of, ("mean", "members", "truth"))
+        one_of("of", self.of, ("mean", "members", "truth"))
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from ._case import Case
 from ._events import Threshold, ThresholdLike, as_threshold, has_threshold, threshold_field, threshold_text
 from ._grid import Array
 from ._kernels import EnsembleStatistics, ensemble_statistics
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._quantiles import sorted_errors
 from ._statistics import AnyStatistic, CrpsBiased, CrpsFair, MeanError, MemberSkill, Statistic
 
@@ -101,7 +101,7 @@ class TwCRPS(Metric):
             object.__setattr__(self, side, None if limit is None else as_threshold(limit))
         if isinstance(self.lower, float) and isinstance(self.upper, float) and self.lower >= self.upper:
             raise ValueError(f"lower must be below upper, got {self.lower} and {self.upper}")
-        _one_of("kind", self.kind, ("fair", "biased"))
+        one_of("kind", self.kind, ("fair", "biased"))
 
     @property
     def _limits(self) -> dict[str, Threshold]:
@@ -147,7 +147,7 @@ class CRPSPart(Metric):
     part: str = "overforecast"
 
     def __post_init__(self) -> None:
-        _one_of("part", self.part, tuple(_PARTS))
+        one_of("part", self.part, tuple(_PARTS))
 
     @property
     def goal(self) -> Goal:
@@ -272,7 +272,7 @@ class HersbachTerm(Metric):
     steps: int = 256
 
     def __post_init__(self) -> None:
-        _one_of("term", self.term, tuple(_TERMS))
+        one_of("term", self.term, tuple(_TERMS))
         ranged = self.term in ("resolution", "uncertainty")
         for side in ("lower", "upper"):
             limit = getattr(self, side)

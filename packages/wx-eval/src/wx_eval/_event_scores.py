@@ -29,7 +29,7 @@ from ._events import (
     threshold_text,
 )
 from ._grid import Array, Vector
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic
 
 COST_LOSS = tuple(np.geomspace(0.005, 1, 51)[:-1].tolist())
@@ -69,6 +69,11 @@ class EventMetric(Metric):
         """The event as in the name."""
         return self.event + threshold_text(self.key[0])
 
+    @property
+    def statistics(self) -> tuple[AnyStatistic, ...]:
+        """What most scores of an event are made of: how often k members forecast it, and it happened."""
+        return (EventOutcomes(*self.key),)
+
 
 @dataclass(frozen=True)
 class Brier(EventMetric):
@@ -81,7 +86,7 @@ class Brier(EventMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("kind", self.kind, ("fair", "biased"))
+        one_of("kind", self.kind, ("fair", "biased"))
 
     @property
     def name(self) -> str:
@@ -121,7 +126,7 @@ class RPS(Metric):
     def __post_init__(self) -> None:
         object.__setattr__(self, "thresholds", as_thresholds(self.thresholds))
         check_event(self.event)
-        _one_of("kind", self.kind, ("fair", "biased"))
+        one_of("kind", self.kind, ("fair", "biased"))
 
     @property
     def name(self) -> str:
@@ -155,11 +160,6 @@ class EventFrequencies(EventMetric):
         """See `Metric.name`."""
         return f"event_frequencies({self.label})"
 
-    @property
-    def statistics(self) -> tuple[AnyStatistic, ...]:
-        """See `Metric.statistics`."""
-        return (EventOutcomes(*self.key),)
-
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
         return means[self.statistics[0].id]
@@ -192,11 +192,6 @@ class AUC(EventMetric):
     def name(self) -> str:
         """See `Metric.name`."""
         return f"auc({self.label})"
-
-    @property
-    def statistics(self) -> tuple[AnyStatistic, ...]:
-        """See `Metric.statistics`."""
-        return (EventOutcomes(*self.key),)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
@@ -253,11 +248,6 @@ class REV(EventMetric):
     def name(self) -> str:
         """See `Metric.name`."""
         return f"rev({self.label}, cost_loss={self.cost_loss!r}, decision={self.decision})"
-
-    @property
-    def statistics(self) -> tuple[AnyStatistic, ...]:
-        """See `Metric.statistics`."""
-        return (EventOutcomes(*self.key),)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
@@ -337,7 +327,7 @@ class Categorical(EventMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("score", self.score, tuple(_CATEGORICAL))
+        one_of("score", self.score, tuple(_CATEGORICAL))
         if self.by != "mean" and not (isinstance(self.by, Real) and 0 < self.by <= 1):
             raise ValueError(f'by must be "mean" or a fraction of members in (0, 1], got {self.by!r}')
 

@@ -86,7 +86,7 @@ class Metric(ABC):
         return cls(**{k: _tuples(v) for k, v in data.items() if k != "type"})
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a parameter that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -148,7 +148,7 @@ class RMSE(Metric):
     root: str = "after"
 
     def __post_init__(self) -> None:
-        _one_of("root", self.root, ("after", "each"))
+        one_of("root", self.root, ("after", "each"))
         if self.debiased and self.root == "each":
             raise ValueError('debiased needs root="after": at one init time the difference can be negative')
 
@@ -187,7 +187,7 @@ class CRPS(Metric):
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("fair", "biased", "almost_fair"))
+        one_of("kind", self.kind, ("fair", "biased", "almost_fair"))
         if (self.kind == "almost_fair") != (self.alpha is not None and 0 <= self.alpha <= 1):
             raise ValueError(
                 'kind "almost_fair" needs an alpha in [0, 1] and other kinds none, got '
@@ -238,7 +238,7 @@ class SpreadSkill(Metric):
     unit: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("raw", "fortin", "debiased"))
+        one_of("kind", self.kind, ("raw", "fortin", "debiased"))
 
     @property
     def name(self) -> str:

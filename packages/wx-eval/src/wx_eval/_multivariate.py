@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ._case import Case
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
-from ._metrics import Metric, _one_of
+from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Products, Statistic
 from ._weights import point_areas
 
@@ -91,8 +91,8 @@ class EnergyScore(Metric):
     lags: int = 0
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("fair", "biased"))
-        _one_of("norm", self.norm, ("area", "euclidean"))
+        one_of("kind", self.kind, ("fair", "biased"))
+        one_of("norm", self.norm, ("area", "euclidean"))
         if self.lags < 0 or (self.lags and self.kind == "biased"):
             raise ValueError(f'lags must be 0, or positive with kind="fair", got {self.lags} ({self.kind})')
 
@@ -172,7 +172,7 @@ class JointEnergyScore(Metric):
     kind: str = "fair"
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("fair", "biased"))
+        one_of("kind", self.kind, ("fair", "biased"))
         if len(set(self.channels)) != len(self.channels) or len(self.channels) < 2:
             raise ValueError(f"channels must be two or more different names, got {self.channels}")
         if self.scales and (len(self.scales) != len(self.channels) or min(self.scales) <= 0):
@@ -357,9 +357,9 @@ class VariogramScore(Metric):
     kind: str = "biased"
 
     def __post_init__(self) -> None:
-        _one_of("weights", self.weights, ("equal", "inverse"))
-        _one_of("norm", self.norm, ("area", "sum"))
-        _one_of("kind", self.kind, ("biased", "fair"))
+        one_of("weights", self.weights, ("equal", "inverse"))
+        one_of("norm", self.norm, ("area", "sum"))
+        one_of("kind", self.kind, ("biased", "fair"))
         if not self.p > 0 or (self.within_km is not None and not self.within_km > 0):
             raise ValueError(f"p and within_km must be positive, got {self.p} and {self.within_km}")
 

@@ -16,7 +16,7 @@ from ._event_scores import EventMetric
 from ._events import COMPARE, Threshold, event_counts, has_threshold
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
 from ._kernels import EnsembleStatistics, ensemble_statistics
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic, Statistic
 from ._weights import point_areas
 
@@ -260,7 +260,7 @@ class FSS(EventMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("edge", self.edge, ("periodic", "interior", "zero"))
+        one_of("edge", self.edge, ("periodic", "interior", "zero"))
         if (self.window is None) == (self.radius_km is None):
             raise ValueError("give either window, in grid points, or radius_km")
         if self.window is not None and (self.window < 1 or self.window % 2 == 0):
@@ -376,8 +376,8 @@ class PooledCRPS(Metric):
     kind: str = "fair"
 
     def __post_init__(self) -> None:
-        _one_of("pool", self.pool, ("average", "max"))
-        _one_of("kind", self.kind, ("fair", "biased"))
+        one_of("pool", self.pool, ("average", "max"))
+        one_of("kind", self.kind, ("fair", "biased"))
         if not self.radius_km > 0:
             raise ValueError(f"radius_km must be positive, got {self.radius_km}")
 

@@ -9,9 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from ._event_scores import EventMetric, outcomes
-from ._events import EventOutcomes
 from ._grid import Array
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic, RankCounts
 
 _BINNED = ("reliability", "resolution", "within")
@@ -89,7 +88,7 @@ class BrierTerm(EventMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("term", self.term, tuple(_GOALS))
+        one_of("term", self.term, tuple(_GOALS))
         if self.bins < 0 or (self.bins and self.term not in _BINNED):
             raise ValueError(f"bins must be 0 or, for one of {_BINNED}, positive, got {self.bins}")
 
@@ -102,11 +101,6 @@ class BrierTerm(EventMetric):
     def name(self) -> str:
         """See `Metric.name`."""
         return f"brier_{self.term}({self.label}{f', bins={self.bins}' if self.bins else ''})"
-
-    @property
-    def statistics(self) -> tuple[AnyStatistic, ...]:
-        """See `Metric.statistics`."""
-        return (EventOutcomes(*self.key),)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
@@ -163,7 +157,7 @@ class RankUniformity(Metric):
     unit: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, ("index", "chi_square"))
+        one_of("kind", self.kind, ("index", "chi_square"))
         RankCounts(self.ties)
 
     @property

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ._case import Case
 from ._grid import Array, Vector
-from ._metrics import Metric, _one_of
+from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Statistic
 from ._units import same_units
 
@@ -107,12 +107,12 @@ class SEEPS(Metric):
     def __post_init__(self) -> None:
         if isinstance(self.channels, str) or not self.channels:
             raise ValueError(f"channels must be a tuple of names of precipitation, got {self.channels!r}")
-        _one_of("kind", self.kind, tuple(_DRY_MM))
+        one_of("kind", self.kind, tuple(_DRY_MM))
         if self.hours not in _DRY_MM[self.kind]:
             raise ValueError(
                 f"hours must be one of {tuple(_DRY_MM[self.kind])} for kind {self.kind!r}, got {self.hours!r}"
             )
-        _one_of("of", self.of, ("mean", "members"))
+        one_of("of", self.of, ("mean", "members"))
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ._case import Case
 from ._grid import Array, Grid, Vector
-from ._metrics import Goal, Metric, _one_of
+from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic, FieldStatistic
 from ._weights import cell_weights
 
@@ -289,7 +289,7 @@ class _Spectral(Metric):
     latitudes: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _one_of("kind", self.kind, _KINDS)
+        one_of("kind", self.kind, _KINDS)
         if self.latitudes is not None and self.kind == "sphere":
             raise ValueError('latitudes choose the rows of zonal spectra: give kind="zonal"')
         if self.latitudes is not None and not -90 <= self.latitudes[0] <= self.latitudes[1] <= 90:
@@ -328,7 +328,7 @@ class PowerSpectrum(_Spectral):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("of", self.of, _OF)
+        one_of("of", self.of, _OF)
 
     @property
     def goal(self) -> Goal:
@@ -369,7 +369,7 @@ class SpectralRatio(_Spectral):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("of", self.of, ("members", "mean"))
+        one_of("of", self.of, ("members", "mean"))
 
     @property
     def goal(self) -> Goal:
@@ -406,7 +406,7 @@ class Coherence(_Spectral):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _one_of("of", self.of, ("members", "mean"))
+        one_of("of", self.of, ("members", "mean"))
 
     @property
     def goal(self) -> Goal:

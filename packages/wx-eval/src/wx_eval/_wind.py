@@ -11,7 +11,7 @@ import numpy as np
 
 from ._case import Case
 from ._grid import Array, Vector
-from ._metrics import Metric, _one_of
+from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Statistic
 
 # The letter u by itself: u850, 10u, u10m, 10m_u_component_of_wind, but not uvb or humidity.
@@ -68,7 +68,7 @@ class WindRMSE(Metric):
     root: str = "after"
 
     def __post_init__(self) -> None:
-        _one_of("root", self.root, ("after", "each"))
+        one_of("root", self.root, ("after", "each"))
 
     @property
     def name(self) -> str:
