@@ -188,6 +188,14 @@ def test_it_survives_zarr(tmp_path: Path) -> None:
         xr.testing.assert_identical(again.at("quantile(0.1)", when), built.at("quantile(0.1)", when))
 
 
+def test_channels_keep_their_order_whatever_the_store_lists_first() -> None:
+    built = DayClimatology.build(history(hours=24), window_days=4, quantiles=(0.9, 0.1))
+    names = list(built.dataset)
+    for order in (sorted(names), sorted(names, reverse=True)):
+        assert list(DayClimatology.open(built.dataset[order]).channels) == list(built.channels)
+    assert list(DayClimatology.open(built.dataset[["tp"]]).channels) == ["tp"]
+
+
 def test_it_survives_netcdf(tmp_path: Path) -> None:
     built = DayClimatology.build(history(), window_days=4, quantiles=(0.9, 0.1), seeps={"tp": 0.1})
     built.dataset.to_netcdf(tmp_path / "c.nc", engine="scipy")

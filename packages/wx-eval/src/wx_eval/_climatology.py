@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self, get_args
@@ -74,7 +75,7 @@ class DayClimatology:
             name: by default the attribute `name` of the dataset.
             calendar: by default the attribute `calendar` of the dataset.
             channels: {"z500": ("geopotential", 500), "tp": "total_precipitation_24hr"}; by default every
-                variable with a mean is a channel.
+                variable with a mean is a channel, in the order that `build` met them.
 
         Raises:
             ValueError: when name or calendar are not known, or variables, hours or days are absent.
@@ -85,7 +86,10 @@ class DayClimatology:
                 raise ValueError(f"the dataset has no attribute {key!r}: pass {key}=")
         if channels is None:
             endings = (*(s for s in SUFFIXES.values() if s), QUANTILE)
-            channels = {str(v): str(v) for v in dataset if not str(v).endswith(endings)}
+            found = [str(v) for v in dataset if not str(v).endswith(endings)]
+            # A store without consolidated metadata lists its variables as the file system does.
+            order = {c: i for i, c in enumerate(json.loads(dataset.attrs.get("channels", "[]")))}
+            channels = {v: v for v in sorted(found, key=lambda v: order.get(v, len(order)))}
         return cls(
             dataset,
             dataset.attrs["name"] if name is None else name,
@@ -156,7 +160,13 @@ class DayClimatology:
         first, last = (str(t.astype("datetime64[D]")) for t in (source.times[0], source.times[-1]))
         label = name or f"{first} to {last}, {kernel} of {window_days} days, {calendar}"
         dataset = work.dataset(variables, quantiles)
-        dataset.attrs = {"name": label, "calendar": calendar, "kernel": kernel, "window_days": window_days}
+        dataset.attrs = {
+            "name": label,
+            "calendar": calendar,
+            "kernel": kernel,
+            "window_days": window_days,
+            "channels": json.dumps(work.names),
+        }
         return cls(dataset, label, calendar, {c: c for c in work.names})
 
     def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
