@@ -39,10 +39,19 @@ PEERS = {
         "torchvision",  # of PhysicsNeMo: the version that belongs to the torch of the session
     ),
     "wx-eval": (
+        "arch==8.0.0",
+        "dieboldmariano==1.1.0",
+        "ducc0==0.42.0",
+        "earth2studio==0.19.0",
+        "metcalcpy==2.1",
         "numba",
         "properscoring==0.1",
+        "pyshtools==4.14.1",
+        "scikit-learn==1.9.1",
         "scores==2.7.0",
         "scoringrules==0.10.0",
+        "statsmodels==0.15.0",
+        "xrft==1.0.1",
         "xskillscore==0.0.29",
     ),
 }

@@ -2,9 +2,11 @@
 
 Prints one table: best CPU and wall time of several runs and the peak of extra memory, for members x leads x 4
 variables x 121 x 240 in float32, member first. "suite" gives area-weighted means per (lead, variable) of fair
-CRPS, variance and squared error of the ensemble mean, and the rank histogram; "crps" is CRPS at every point;
-"kernel" is what wx-eval computes at every point. Each line has a process of its own. Other packages are timed
-if they are installed, with their documented options; xskillscore has no fair CRPS and no weighted histogram.
+CRPS, variance and squared error of the ensemble mean, and the rank histogram ("24 regions" are 12 boxes and
+their land points); "means" is squared error and bias of the ensemble mean alone; "crps" is CRPS at every
+point; "kernel" is what wx-eval computes at every point. Each line has a process of its own. Other packages
+are timed if they are installed, with their documented options; xskillscore has no fair CRPS and no weighted
+histogram.
 WeatherBench-X is not on the package index: its line is our own writing of the form that it documents (sorted
 members, ranks as counts of members below the truth), in plain xarray. Needs Linux: memory is read from /proc.
 
@@ -27,6 +29,7 @@ import xarray as xr
 Task = Callable[[xr.DataArray, xr.DataArray], object]
 LAT, LON = np.linspace(90, -90, 121), np.arange(240) * 1.5
 SPACE = ["latitude", "longitude"]
+EVENTS = (-0.9, -0.5, 0.0, 0.5, 0.9)
 
 
 def fields(members: int, leads: int) -> tuple[xr.DataArray, xr.DataArray]:
@@ -52,8 +55,8 @@ def fields(members: int, leads: int) -> tuple[xr.DataArray, xr.DataArray]:
 def wx_eval(x: xr.DataArray, y: xr.DataArray, **options: Any) -> object:
     from wx_eval import CRPS, RMSE, RankHistogram, Spread, evaluate
 
-    metrics = (CRPS("fair"), Spread(), RMSE(), RankHistogram())
-    return evaluate(x, y, model="x", metrics=metrics, **{"regions": ["global"], **options})
+    suite = (CRPS("fair"), Spread(), RMSE(), RankHistogram())
+    return evaluate(x, y, model="x", **{"metrics": suite, "regions": ["global"], **options})
 
 
 def suite_numba(x: xr.DataArray, y: xr.DataArray) -> object:
@@ -61,9 +64,25 @@ def suite_numba(x: xr.DataArray, y: xr.DataArray) -> object:
 
 
 def suite_regions(x: xr.DataArray, y: xr.DataArray) -> object:
-    from wx_eval._regions import DEFAULT_REGIONS
+    from wx_eval._regions import BOXES
 
-    return wx_eval(x, y, regions=DEFAULT_REGIONS)
+    land = np.random.default_rng(0).random((LAT.size, LON.size)) < 0.3
+    names = list(BOXES)[:12]
+    return wx_eval(x, y, regions=[*names, *(f"{name}_land" for name in names)], land_fraction=land * 1.0)
+
+
+def suite_events(x: xr.DataArray, y: xr.DataArray) -> object:
+    from wx_eval import CRPS, RMSE, Brier, RankHistogram, Spread
+
+    levels = [{"z": 5.5e4 + 300 * s, "t": 280 + 5 * s, "u": 10 + 8 * s, "p": 1 + s} for s in EVENTS]
+    metrics = (CRPS("fair"), Spread(), RMSE(), RankHistogram(), *map(Brier, levels))
+    return wx_eval(x, y, metrics=metrics)
+
+
+def means(x: xr.DataArray, y: xr.DataArray) -> object:
+    from wx_eval import RMSE, Bias
+
+    return wx_eval(x, y, metrics=(RMSE(), Bias()))
 
 
 def suite_scores(x: xr.DataArray, y: xr.DataArray) -> object:
@@ -193,7 +212,9 @@ def read_once(x: xr.DataArray, _: xr.DataArray) -> object:
 TASKS: tuple[tuple[str, str, Task], ...] = (
     ("suite", "wx-eval", wx_eval),
     ("suite", "wx-eval, numba", suite_numba),
-    ("suite", "wx-eval, default regions", suite_regions),
+    ("suite", "wx-eval, 24 regions", suite_regions),
+    ("suite", "wx-eval, Brier at 5 levels", suite_events),
+    ("means", "wx-eval", means),
     ("suite", "scores", suite_scores),
     ("suite", "WeatherBench-X form, sorted", suite_wbx_form),
     ("suite", "xskillscore, biased CRPS", suite_xskillscore),
@@ -260,7 +281,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--leads", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--kinds", nargs="+", default=["suite", "kernel", "crps"])
+    parser.add_argument("--kinds", nargs="+", default=["suite", "means", "kernel", "crps"])
     options = parser.parse_args()
     print(
         f"{'kind':6} {'implementation':27} {'M':>3} {'CPU s':>7} {'wall s':>7} {'MB more':>8} {'of read':>8}"

@@ -238,10 +238,29 @@ def test_nothing_is_cut_and_nothing_overlaps(
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run(OUTSIDE) == []
     assert browser.run(DRAWN) == []
+    wide = "[...document.querySelectorAll('figure')].filter((e) => e.scrollWidth > e.clientWidth + 1)"
+    assert browser.run(f"{wide}.map((e) => e.firstChild.getAttribute('aria-label'))") == []
     image = base64.b64decode(browser.call("Page.captureScreenshot")["data"])
     (tmp_path / f"{width}.png").write_bytes(image)
     assert struct.unpack(">II", image[16:24]) == (width, 900)
     assert len(image) > 30_000
+
+
+def test_a_figure_shrinks_on_a_telephone_but_not_below_what_can_be_read(
+    browser: Browser, tmp_path: Path
+) -> None:
+    browser.size(390, 900)
+    for count in (8, 20):
+        leads = np.timedelta64(1, "D") * np.arange(1, count + 1)
+        cells = [cell("z500", "global", lead) for lead in leads]
+        browser.open(Report("t").scorecard("Card", card(cells)).write(tmp_path / "card.html"))
+        shown, drawn, room = browser.run(
+            "(() => { const f = document.querySelectorAll('.panels')[0].children[0], s = f.firstChild;"
+            "return [s.getBoundingClientRect().width, Number(s.getAttribute('width')),"
+            "f.clientWidth]; })()"
+        )
+        assert shown == pytest.approx(min(drawn, max(room, 0.72 * drawn)), abs=1)
+        assert browser.run("document.documentElement.scrollWidth") == 390
 
 
 def test_a_card_of_twelve_by_ten_fits_three_times_on_a_laptop(browser: Browser, tmp_path: Path) -> None:

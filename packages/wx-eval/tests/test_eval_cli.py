@@ -1,6 +1,7 @@
 """The command line: configuration, resumption, any number of workers, and every command once."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,17 +10,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from wx_eval import CRPS, PRESETS, RMSE, Records, climatology, compare, evaluate
-from wx_eval._cli import main
-from wx_eval._config import RunSettings, chosen_inits, durations, members, metric
+from wx_eval._choices import PresetName
+from wx_eval._cli import _COMMANDS, main
+from wx_eval._commands import COMMANDS
+from wx_eval._config import RunSettings, chosen_inits, metric
 from wx_eval._event_scores import Brier
 from wx_eval._quantiles import WIS
+from wx_eval._texts import durations, members
 
 pytest.importorskip("h5netcdf", reason="the files of these tests are netCDF")
 
@@ -190,6 +194,14 @@ REFUSALS: dict[str, tuple[str, str]] = {
     "leads = ['9d']": ("run.toml", "forecast has no lead time"),
     "inits = ['2031-01-01']": ("run.toml", "forecast lacks 1 of 1 starts"),
     "inits = '2031-01-01/2031-02-01'": ("run.toml", "forecast has no start within"),
+    "metrics = []": ("run.toml", "metrics is an empty list"),
+    "metrics = [3]": ("run.toml", "expected a metric such as"),
+    "metrics = [{tipe = 'MAE'}]": ("run.toml", "or a table with a type such as"),
+    "leads = []": ("run.toml", "got an empty list"),
+    "inits = []": ("run.toml", "inits is an empty list"),
+    "[regrid]\nmethod = 'bilinear'\ngrid = 3": ("run.toml", "regrid.grid must be a string, got 3"),
+    "land = 'ens.nc'": ("run.toml", "[land] is not complete: it needs variable"),
+    "truth = {path = 'truth.nc', rename = 'x'}": ("run.toml", "truth.rename must be a table of names"),
     "align = 1": ("run.toml", "align must be true or false"),
     "model = ": ("run.toml", "no valid TOML"),
 }
@@ -213,7 +225,7 @@ def test_a_bad_configuration_is_one_line(folder: Path, line: str, capsys: pytest
     [
         ("crps", "unknown metric 'crps', did you mean"),
         ("Brier(threshold=", "expected a metric such as"),
-        ("Brier", "takes the settings ['threshold', 'event', 'kind']"),
+        ("Brier", "takes the settings ['threshold', 'event',"),
         ("RMSE(rooted=True)", "settings out of"),
     ],
 )
@@ -244,6 +256,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         "truth": {"path": "t", "channels": ["y"], "init_time": "2020-01-01"},
         "regrid": "bilinear",
         "land": {"path": "l", "variable": "lsm"},
+        "regions": "global_land",
         "climatology": "c",
         "inits": ["2020-01-01"],
     }
@@ -265,6 +278,160 @@ def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", "--help"])
     assert stop.value.code == 0
     assert "example configuration" in capsys.readouterr().out
+
+
+HEAVY = ("numpy", "xarray", "pandas", "scipy", "pyarrow")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "absent"),
+    [
+        (["--help"], 0, HEAVY),
+        *(([name, "--help"], 0, HEAVY) for name in COMMANDS),
+        (["nothing"], 2, HEAVY),
+        (["run", "--workers", "0"], 2, HEAVY),
+        (["compare", "a", "b", "--months", "13"], 2, HEAVY),
+        (["doctor", "nowhere.nc", "--truth", "nowhere.nc"], 1, ("scipy", "pyarrow.parquet")),
+        (["info", "nowhere.nc"], 1, ("scipy", "pyarrow.parquet")),
+        (["info", "nowhere.parquet"], 1, ()),
+    ],
+)
+def test_help_and_usage_import_the_standard_library_alone(
+    arguments: list[str], code: int, absent: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys\nfrom wx_eval._cli import main\ntry:\n    code = main(sys.argv[1:])\n"
+        "except SystemExit as stop:\n    code = stop.code\n"
+        "print()\nprint(code, *sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    found, *modules = done.stdout.splitlines()[-1].split()
+    assert int(found) == code, done.stderr
+    assert not set(absent) & set(modules)
+
+
+def test_choices_of_options_are_those_of_the_package() -> None:
+    assert sorted(PRESETS) == list(get_args(PresetName))
+    assert set(COMMANDS) == set(_COMMANDS)
+
+
+def test_a_closed_pipe_is_no_error(folder: Path) -> None:
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    line = shlex.join([sys.executable, "-m", "wx_eval", "info", str(folder / "ens.parquet")])
+    done = subprocess.run(f"{line} | true", shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def changed(folder: Path, name: str, change: Callable[[xr.Dataset], xr.Dataset]) -> Path:
+    change(forecast()).to_netcdf(folder / name, engine="h5netcdf")
+    return folder / name
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "text": (lambda f: write_bytes(f / "x.nc", b"hello"), "it is neither netCDF, zarr nor GRIB"),
+    "truncated": (lambda f: write_bytes(f / "x.nc", (f / "ens.nc").read_bytes()[:5000]), "truncated file"),
+    "folder": (lambda f: f, "the folder holds no zarr; name files in it by a pattern"),
+    "no start": (
+        lambda f: changed(f, "x.nc", lambda d: d.isel(init_time=slice(0, 0))),
+        "forecast holds no time",
+    ),
+    "letters": (
+        lambda f: changed(f, "x.nc", lambda d: d.assign_coords(member=list("abcd"))),
+        "must be labelled by whole numbers, got a",
+    ),
+    "halves": (
+        lambda f: changed(f, "x.nc", lambda d: d.assign_coords(member=[0, 0.5, 1, 2])),
+        "must be labelled by whole numbers, got 0.5",
+    ),
+    "level": (
+        lambda f: changed(f, "x.nc", lambda d: d.assign_coords(level="high")),
+        "levels must be pressures, got high",
+    ),
+    "leads": (
+        lambda f: changed(f, "x.nc", lambda d: d.assign_coords(lead_time=[1, 2, 3])),
+        "x.nc are plain numbers without a unit",
+    ),
+}
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_are_no_forecast_are_one_line(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, message = BAD_FILES[name]
+    path = make(folder)
+    for arguments in (
+        ["run", folder / "run.toml", "--forecast", path, "--quiet"],
+        ["doctor", path, "--truth", folder / "truth.nc"],
+        ["info", path],
+    ):
+        assert wx_eval(*arguments) == 1
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "ens.nc"], "ens.nc is no valid TOML"),
+        (["run", "run.toml", "--regrid", ""], "regrid must be one of"),
+        (["run", "run.toml", "--inits", ""], "expected a time such as"),
+        (["run", "run.toml", "--inits", "2020-01-01/2020-01-05/0d"], "inits must be such as"),
+        (["run", "run.toml", "--leads", "3d/1d/1d"], "expected a range such as"),
+        (["run", "run.toml", "--forecast-members", "3-1"], "members '3-1' run backwards"),
+        (["run", "run.toml", "--forecast-members", "7"], "has no member [7]; it has [0, 1, 2, 3]"),
+        (["run", "run.toml", "--forecast-channels", "q"], "no channel of ['q']; it has ['t850']"),
+        (["run", "run.toml", "--forecast-lead-time", "24h"], "ens.nc tells its lead_time itself"),
+        (["run", "run.toml", "--climatology", "truth.nc"], "[climatology] truth.nc: "),
+        (["merge", "ens.parquet", "-o", "a.parquet"], "no file 'ens.parquet'"),
+        (["merge", "ens.parquet", "-o", "nowhere/a.parquet"], "there is no folder 'nowhere'"),
+        (["score-tracks", "a=ens.parquet", "--best", "x", "-o", "a.parquet"], "no file 'ens.parquet'"),
+        (["climatology", "truth.nc", "-o", "a.txt"], "must end in .nc or .zarr"),
+        (["doctor", "ens.nc"], "doctor needs a truth"),
+        (["info", "truth.nc", "--lead-time", "soon"], None),
+        (["compare", "a", "b", "--alpha", "2"], None),
+        (["compare", "a", "b", "--seed", "-1"], None),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str | None,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(folder)
+    if message is None:
+        with pytest.raises(SystemExit) as stop:
+            wx_eval(*arguments)
+        assert stop.value.code == 2
+        return
+    assert wx_eval(*arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["ens.nc", "run.toml", "truth.nc"]
+
+
+def test_metrics_of_a_report_are_of_its_cards(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    page = ["report", folder / "ens.parquet", "-o", folder / "a.html"]
+    assert wx_eval(*page, "--metric", "rmse") == 1
+    assert "which need --baseline MODEL" in capsys.readouterr().err
+    assert wx_eval(*page, "--baseline", "ens", "--metric", "rmsd") == 1
+    assert "no metric ['rmsd'] in the records" in capsys.readouterr().err
+
+
+def test_options_name_one_kind_of_truth(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reports among the options take the place of the files of the configuration."""
+    assert wx_eval("run", folder / "run.toml", "--stations", "x.parquet", "--quiet") == 1
+    assert "unknown key" not in capsys.readouterr().err
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,7 +512,7 @@ def test_merge_compare_scorecard_report_info(folder: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "models: ens against worse" in out
     assert out.count("crps_fair  t850") == 2
-    assert out.count("better") == 2
+    assert sum(line.endswith("better") for line in out.splitlines()) == 2
     assert wx_eval("compare", folder / "both.parquet", folder / "both.parquet") == 1
     assert "hold the models ['ens', 'worse']" in capsys.readouterr().err
     choose = ["--model-a", "worse", "--model-b", "ens", "--metric", "Brier(threshold=281.0)"]
@@ -443,7 +610,7 @@ def test_choices_that_cannot_be(
         ("--method bootstrap", 'method "bootstrap" needs a seed'),
         ("--seed 3", "no other method takes one"),
         ("--resamples 9", "--resamples is of --method bootstrap"),
-        ("--months 6", "share 0 scored starts"),
+        ("--months 6", "lies in the months [6], they lie in"),
         ("--preset atlas --method iid", "the preset sets the test: drop --method or the preset"),
         ("--preset atlas --leads 1d", "needs records that it evaluated"),
     ):

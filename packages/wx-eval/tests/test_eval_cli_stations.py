@@ -12,18 +12,24 @@ import xarray as xr
 
 from wx_eval import (
     CRPS,
+    FSS,
+    PRESETS,
     RMSE,
     Bias,
     DensityWeights,
     HeightCorrection,
+    LogSpectralDistance,
+    PowerSpectrum,
     Records,
     StationReports,
     at_points,
     evaluate,
     metar,
+    scores,
 )
 from wx_eval._cli import main
 from wx_eval._job import Job
+from wx_eval._regions import BOXES
 
 pytest.importorskip("h5netcdf", reason="the files of these tests are netCDF")
 
@@ -429,7 +435,15 @@ REFUSALS: dict[str, str] = {
     'variables = [{column = "T"}]': "[truth.variables] is not complete",
     '[stations]\ninterpolation = "cubic"': "stations.interpolation must be one of bilinear",
     '[stations]\ninterpolation = "nearest_land"': "needs the section land",
-    '[land]\npath = "ens.nc"\nvariable = "z"': 'for interpolation "nearest_land" only',
+    '[land]\npath = "ens.nc"\nvariable = "z"': "nothing uses the section land",
+    'exclude = ["BETTA"]': "exclude names ['BETTA'], which are no stations of",
+    'rename = {t2mm = "t2m"}': "truth.rename names ['t2mm'], which are no channels of the reports",
+    'channels = ["t2m", "msl"]': "the truth names the channels ['t2m', 'msl'] and the forecast has no",
+    'variables = [{column = "temperature", channel = "t3m", unit = "K"}, '
+    '{column = "windSpeed", channel = "10m_wind_speed", unit = "m s-1"}]': "the forecast has no ['t3m']",
+    '[stations.orography]\npath = "ens.nc"\nvariable = "z"\nrates = {t3m = 0.0065}': (
+        "stations.orography.rates names ['t3m'] and the forecast has ['t2m', '10m_wind_speed']"
+    ),
     '[regrid]\nmethod = "bilinear"': "choose stations.interpolation",
     '[stations.orography]\npath = "ens.nc"': "[stations.orography] is not complete",
     '[stations.orography]\npath = "ens.nc"\nvariable = "z"': "has no variable 'z'",
@@ -454,7 +468,7 @@ def test_refusals_are_one_line(folder: Path, line: str, capsys: pytest.CaptureFi
         (["--weights", "dense"], "weights must be one of cell, cell-wb2"),
         (["--weights", "density(radius=3)"], "unknown key 'radius' in [weights], did you mean 'radius_km'?"),
         (["--weights", "density(radius_km='3')"], "weights.radius_km must be a number"),
-        (["--truth", "x.nc"], "unknown key 'path' in [truth]"),
+        (["--truth", "x.nc"], "no file"),
     ],
 )
 def test_refused_options(
@@ -464,10 +478,92 @@ def test_refused_options(
     assert message in capsys.readouterr().err
 
 
-def test_a_preset_and_stations_do_not_go_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(folder, change=lambda text: text.replace('weights = "density(radius_km=100)"', 'preset = "wbx"'))
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_goes_with_stations(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They weigh the cells of a grid: one error, from the command line and from Python."""
+    write(
+        folder, change=lambda text: text.replace('weights = "density(radius_km=100)"', f'preset = "{name}"')
+    )
     assert wx_eval("run", folder / "run.toml") == 1
-    assert "weights cells of a grid and stations have none" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"preset '{name}' weights cells of a grid and stations have none: name metrics, regions" in err
+    assert err.count("\n") == 1
+    observed = truth(folder)
+    chunks = at_points(array(), observed.grid)
+    with pytest.raises(ValueError, match=f"weights '{PRESETS[name].weights}' need a latitude-longitude"):
+        PRESETS[name].evaluate(chunks, observed, model="ens", metrics=[RMSE()])
+
+
+def test_the_metrics_of_every_preset_run_at_stations(folder: Path) -> None:
+    """With weights of stations; those that need a climatology have their own error elsewhere."""
+    observed = truth(folder)
+    for preset in PRESETS.values():
+        free = [
+            m
+            for m in preset.metrics
+            if type(m).__name__ not in ("ACC", "Activity", "MSESkill", "WindRMSE")
+            and "quantile" not in m.name
+        ]
+        records = evaluate(
+            at_points(array(), observed.grid), observed, model="ens", metrics=free, regions=["global"],
+            weights=DensityWeights(),
+        )  # fmt: skip
+        found = scores(records)
+        for metric in free:
+            assert np.isfinite(found[metric.name].values).any(), metric.name
+
+
+def test_what_needs_a_grid_says_so_at_stations(folder: Path) -> None:
+    observed = truth(folder)
+    for metric, message in (
+        (PowerSpectrum(), "spectra need a latitude-longitude grid, got a mesh of 6 points"),
+        (LogSpectralDistance(), "spectra need a latitude-longitude grid"),
+        (FSS(280.0, window=3), "a window of grid points needs a latitude-longitude grid: give radius_km"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(
+                at_points(array(), observed.grid), observed, model="ens", metrics=[metric],
+                regions=["global"], weights="equal",
+            )  # fmt: skip
+
+
+def test_named_regions_at_stations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without any named, those of the default that hold a station; a named one without is an error."""
+    write(folder, change=lambda text: text.replace('regions = ["global", "nh"]\n', ""))
+    options = ["--quiet", "--regions"]
+    (folder / "run.toml").write_text((folder / "run.toml").read_text() + "within = [[30, 90], [0, 360]]\n")
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    assert kept(folder).regions == ["global", "nh"]
+    for name in BOXES:
+        # Amsterdam and its neighbour, Reykjavik, New York, which is east of north-america.
+        held = name in ("global", "nh", "europe", "north-atlantic", "arctic")
+        code = wx_eval("run", folder / "run.toml", "-o", folder / f"{name}.parquet", *options, name)
+        assert code == (0 if held else 1), name
+        err = capsys.readouterr().err
+        assert held or f"region '{name}' holds no point of the grid: leave it out" in err
+
+
+def test_land_regions_at_stations(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A station is on land where its nearest grid point is."""
+    share = np.random.default_rng(4).uniform(size=(LAT.size, LON.size))
+    axes = {"latitude": LAT, "longitude": LON}
+    xr.Dataset({"lsm": (("latitude", "longitude"), share)}, axes).to_netcdf(
+        folder / "land.nc", engine="h5netcdf"
+    )
+    section = '[land]\npath = "land.nc"\nvariable = "lsm"\n'
+    write(folder, section, lambda text: text.replace('"nh"]', '"global_land"]'))
+    assert wx_eval("run", folder / "run.toml", "--quiet") == 0
+    rows = np.abs(LAT[:, None] - PLACES[:, 0]).argmin(axis=0)
+    columns = np.abs((LON[:, None] - PLACES[:, 1] + 180) % 360 - 180).argmin(axis=0)
+    land = dict(zip(NAMES, share[rows, columns] >= 0.5, strict=True))
+    assert 0 < sum(land.values()) < len(NAMES)
+    same = truth(folder, exclude=[name for name in NAMES if not land[name]])
+    right = expected(folder, observed=same).to_xarray().sel(region="global")["n"].values
+    left = numbers(kept(folder)).sel(region="global_land")["n"].values
+    assert left.sum() == right.sum()
+    write(folder, change=lambda text: text.replace('"nh"]', '"global_land"]'))
+    assert wx_eval("run", folder / "run.toml", "-o", folder / "x", "--quiet") == 1
+    assert "region 'global_land' needs land_fraction" in capsys.readouterr().err
 
 
 def test_stations_of_a_truth_on_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

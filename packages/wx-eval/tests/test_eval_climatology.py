@@ -1,7 +1,13 @@
 """Climatology by day and hour: against sums over Python dates, peers' definitions, bounded memory."""
 
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,14 +272,9 @@ def test_what_is_not_kept_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def real_series() -> np.ndarray:
-    """Six-hourly surface temperature of a climate run without leap days, 1990 to 1995: (6, 365, 4)."""
-    path = Path(__file__).parents[4] / "shared/data/members/cesm_lens40_point_ts_6hourly_1990-1995.nc"
-    if not path.exists():
-        pytest.skip(f"REAL DATA ABSENT: {path.name} not found, no climatology of real states is tested")
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path) as file:
-        runs = np.asarray(file["TS"][:, :-1])
+def real_series(climate_members: np.ndarray) -> np.ndarray:
+    """Surface temperature of a climate run without leap days, 1990 to 1995: (6, 365, 4)."""
+    runs = climate_members[:, :-1]
     return runs[np.isfinite(runs).all(axis=1)][0].reshape(6, 365, 4)
 
 
@@ -343,3 +344,90 @@ def test_each_year_needs_its_day() -> None:
     for choice in ({}, {"members": 2, "years": [2008]}):
         with pytest.raises(ValueError, match="either members or years"):
             list(climatology(own_time(), start, lead, **choice))
+
+
+# Written piece by piece
+
+
+class Waves:
+    """A history that counts the states that were read, and may kill its process."""
+
+    def __init__(self, rows: int = 40, columns: int = 90, last: int = 10**9) -> None:
+        self.times = np.arange("2001-01-01", "2003-01-01", np.timedelta64(12, "h"), "datetime64[ns]")
+        lat, lon = np.linspace(90, -90, rows), np.arange(columns) * 360 / columns
+        phase = np.arange(self.times.size, dtype=np.float32)[:, None, None, None]
+        values = np.sin(phase + np.deg2rad(lat[:, None] + lon).astype(np.float32))
+        coords = {"time": self.times, "channel": ["x"], "latitude": lat, "longitude": lon}
+        self.states = xr.DataArray(values, coords, DIMS, attrs={"units": "K"})
+        self.made, self.last = 0, last
+
+    def read(self, times: np.ndarray, /) -> xr.DataArray:
+        self.made += times.size
+        if self.made > self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.states.sel(time=times)
+
+
+@pytest.mark.parametrize("name", ["c.zarr", "c.nc"])
+def test_pieces_in_a_file_are_the_arrays_in_memory(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("zarr" if name.endswith("zarr") else "h5netcdf", reason="the extra is not installed")
+    options: dict[str, Any] = {"window_days": 5, "quantiles": (0.5, 0.9), "seeps": {"tp": 0.25}}
+    states = history("2003-01-01", "2006-01-01", dtype="f4")
+    whole = DayClimatology.build(states, **options)
+    (tmp_path / name).mkdir() if name.endswith("zarr") else (tmp_path / name).write_text("an older one")
+    kept = DayClimatology.build(states, **options, memory_bytes=100_000, path=tmp_path / name)
+    assert (kept.name, kept.calendar, kept.channels) == (whole.name, whole.calendar, whole.channels)
+    for statistic in ("mean", "std", "quantile(0.9)", "seeps_dry_fraction", "seeps_threshold"):
+        when = np.datetime64("2011-05-06T12")
+        xr.testing.assert_identical(kept.at(statistic, when), whole.at(statistic, when))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    loaded = kept.dataset.load()
+    for variable in whole.dataset:
+        np.testing.assert_array_equal(loaded[variable], whole.dataset[variable])
+    loaded.close()
+
+
+@pytest.mark.parametrize("name", ["c.zarr", "c.nc"])
+def test_memory_does_not_grow_with_the_result(name: str, tmp_path: Path) -> None:
+    """Its 21 MB are written with a work space of 8 MB."""
+    pytest.importorskip("zarr" if name.endswith("zarr") else "h5netcdf", reason="the extra is not installed")
+    DayClimatology.build(Waves(4, 4), window_days=4, path=tmp_path / f"small-{name}")  # imports
+    source = Waves()
+    tracemalloc.start()
+    built = DayClimatology.build(source, window_days=4, memory_bytes=8 << 20, path=tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(v.nbytes for v in built.dataset.data_vars.values()) > 20e6
+    assert peak < 10e6
+
+
+STOPPED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_eval_climatology import DayClimatology, Waves
+states = Waves(8, 8, last=int(sys.argv[3]))
+DayClimatology.build(states, window_days=4, memory_bytes=1 << 20, path=sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("name", ["c.zarr", "c.nc"])
+def test_a_killed_build_leaves_nothing_that_looks_whole_and_goes_on(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("zarr" if name.endswith("zarr") else "h5netcdf", reason="the extra is not installed")
+    path = tmp_path / name
+    command = [sys.executable, "-c", STOPPED, str(Path(__file__).parent), str(path), "2500"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == [f".{name}.unfinished"]
+    options: dict[str, Any] = {"window_days": 4, "memory_bytes": 1 << 20}
+    source, again = Waves(8, 8), Waves(8, 8)
+    whole = DayClimatology.build(source, **options)
+    kept = DayClimatology.build(again, **options, path=path)
+    np.testing.assert_array_equal(kept.dataset["x_std"].values, whole.dataset["x_std"].values)
+    assert (again.made < source.made) == name.endswith("zarr")
+    kept.dataset.close()
+    # What another build left is of no use.
+    (tmp_path / name).rename(tmp_path / f".{name}.unfinished")
+    if name.endswith("zarr"):
+        (tmp_path / f".{name}.unfinished/progress.json").write_text('{"key": "another", "done": []}')
+    other = DayClimatology.build(again, window_days=9, memory_bytes=1 << 20, path=path)
+    right = DayClimatology.build(again, window_days=9)
+    np.testing.assert_array_equal(other.dataset["x"].values, right.dataset["x"].values)

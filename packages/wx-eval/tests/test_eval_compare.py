@@ -416,7 +416,8 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"lag": -DAY}, "lag must be positive"),
         ({"average": "area"}, "average must be"),
         ({"method": "dm"}, "method must be one of"),
-        ({"months": [7]}, "share 0 scored starts"),
+        ({"months": [7]}, r"no start of a lies in the months \[7\], they lie in"),
+        ({"lead_times": [9 * DAY]}, "no lead time 777600 seconds in the records, which hold 1"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(a, b, **wrong)  # type: ignore[arg-type]

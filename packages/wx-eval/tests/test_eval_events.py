@@ -411,15 +411,9 @@ def test_a_threshold_has_the_precision_of_the_data() -> None:
 
 
 @pytest.fixture(scope="module")
-def real_members() -> np.ndarray:
-    """Surface temperature in K of 40 exchangeable climate runs at one point, shape (40, 8760)."""
-    path = Path(__file__).parents[4] / "shared/data/members/cesm_lens40_point_ts_6hourly_1990-1995.nc"
-    if not path.exists():
-        pytest.skip(f"REAL DATA ABSENT: {path.name} not found, fair scores of events are not tested on it")
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path) as file:
-        # 35 of the members lack the first time.
-        return np.asarray(file["TS"][:, 1:])
+def real_members(climate_members: np.ndarray) -> np.ndarray:
+    # 35 of the members lack the first time.
+    return climate_members[:, 1:]
 
 
 def test_fair_scores_of_real_exchangeable_members_are_their_variances(real_members: np.ndarray) -> None:

@@ -130,6 +130,28 @@ def test_autoregressive_inflation_tends_to_the_theory(rho: float) -> None:
     assert paired_test(d, method="geer").inflation == pytest.approx(expected, rel=0.04)
 
 
+@pytest.mark.parametrize("length", [5, 60])
+def test_the_inflation_of_weatherbench_x_matches_its_equations(length: int) -> None:
+    # t_test.py of WeatherBench-X: means of lagged products over the variance with ddof 1.
+    d = ar1(0.5, length, 1, 23)[0] + 0.3
+    a = d - d.mean()
+    r = [sum(a[t] * a[t - k] for t in range(k, length)) / (length - k) / d.var(ddof=1) for k in (1, 2)]
+    phi1, phi2 = r[0] * (1 - r[1]) / (1 - r[0] ** 2), (r[1] - r[0] ** 2) / (1 - r[0] ** 2)
+    k2 = (1 - r[0] * phi1 - r[1] * phi2) / (1 - phi1 - phi2) ** 2
+    got = paired_test(d, method="geer_wbx")
+    assert got.df == length - 1
+    assert got.stderr == pytest.approx(np.sqrt(k2 * d.var(ddof=1) / length), rel=1e-12)
+    assert got.inflation != paired_test(d, method="geer").inflation
+
+
+@pytest.mark.parametrize("method", ["geer", "geer_wbx", "ewc", "ewc_ar1"])
+def test_alternating_differences_have_more_effective_starts_than_starts(method: Method) -> None:
+    # The variance of the mean of an AR(1) is (1 + rho) / (1 - rho) times that of independent values.
+    got = paired_test(ar1(-0.5, 20000, 1, 24)[0], method=method)
+    assert got.n_effective / got.n == pytest.approx(3, rel=0.35)
+    assert got.n_effective > got.n
+
+
 @pytest.mark.parametrize(
     ("rho", "method"), [(0.0, "iid"), (0.0, "ewc"), (0.5, "ewc"), (0.8, "ewc"), (0.5, "geer")]
 )

@@ -1,7 +1,7 @@
 """Energy and variogram scores: closed forms, plain recomputation, invariance, streams."""
 
+import json
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import xarray as xr
 
 from wx_eval import Chunk, Metric, Records, cell_weights, compare, evaluate, scores
 from wx_eval._grid import Grid
-from wx_eval._multivariate import EnergyScore, JointEnergyScore, MemberStream, VariogramScore, _near_pairs
+from wx_eval._multivariate import EnergyScore, JointEnergyScore, MemberStream, VariogramScore, _NearPairs
 
 HOUR = np.timedelta64(1, "h")
 START = np.datetime64("2020-01-01T00", "ns")
@@ -168,10 +168,10 @@ def test_joint_energy_scores_match_their_definition_at_every_point() -> None:
         )
 
 
-def test_joint_energy_is_kept_only_where_all_channels_are() -> None:
+def test_joint_energy_needs_all_its_channels() -> None:
     values, truth = random(channels=1)
-    records = run(values, truth, [JointEnergyScore(("u", "v")), EnergyScore()])
-    assert records.channels == ["u"]
+    with pytest.raises(ValueError, match=r"names the channels \['v'\] and the truth has \['u'\]"):
+        run(values, truth, [JointEnergyScore(("u", "v")), EnergyScore()])
     with pytest.raises(ValueError, match="two or more"):
         JointEnergyScore(("u",))
     with pytest.raises(ValueError, match="one positive number per channel"):
@@ -250,7 +250,7 @@ def test_variogram_scores_match_their_definition_with_weights_and_distances() ->
     assert score(got, metric) == pytest.approx(total, rel=1e-10)
 
 
-def test_the_mean_over_near_pairs_is_weighted_by_area_at_both_ends() -> None:
+def test_the_mean_over_NearPairs_is_weighted_by_area_at_both_ends() -> None:
     values, truth = random(channels=1)
     metric = VariogramScore(within_km=2500.0)
     lat, lon = np.deg2rad(np.repeat(LAT, 24)), np.deg2rad(np.tile(LON, 13))
@@ -293,9 +293,65 @@ def test_too_many_pairs_are_refused_before_they_are_made(monkeypatch: pytest.Mon
     monkeypatch.setattr("wx_eval._multivariate._MOST_PAIRS", 1000)
     with pytest.raises(ValueError, match="limit them by within_km"):
         run(values, truth, [VariogramScore()])
-    _near_pairs.cache_clear()
     with pytest.raises(ValueError, match="choose a smaller distance"):
-        _near_pairs(Grid.from_axes(LAT, LON), 9000.0)
+        _NearPairs(Grid.from_axes(LAT, LON), 9000.0)
+
+
+def test_given_pairs_count_once_each_at_their_first_point() -> None:
+    """Against a loop over the edges of a ring with one chord."""
+    rng = np.random.default_rng(6)
+    lat, lon = rng.uniform(-80, 80, 9), rng.uniform(0, 360, 9)
+    values, truth = rng.standard_normal((1, 4, 1, 9)), rng.standard_normal((1, 1, 9))
+    truth[0, 0, 3] = np.nan
+    edges = [(k, (k + 1) % 9) for k in range(9)] + [(0, 4)]
+    x, y = values[0, :, 0], truth[0, 0]
+    squares: dict[int, list[float]] = {}
+    for i, j in edges:
+        away = abs(y[i] - y[j]) ** 0.5 - np.mean([abs(m[i] - m[j]) ** 0.5 for m in x])
+        if not np.isnan(away):
+            squares.setdefault(i, []).append(away**2)
+    plain, mean = VariogramScore(norm="sum", pairs=edges), VariogramScore(pairs=np.array(edges))
+    got = run(values, truth, [plain, mean], mesh=(lat, lon), weights="equal", regions=["global"])
+    assert score(got, plain) == pytest.approx(sum(map(sum, squares.values())), rel=1e-12)
+    assert score(got, mean) == pytest.approx(np.mean([np.mean(s) for s in squares.values()]), rel=1e-12)
+    assert VariogramScore.from_dict(json.loads(json.dumps(mean.to_dict()))) == mean
+    assert mean.name != VariogramScore(pairs=edges[1:]).name != VariogramScore().name
+    few = values[..., :4], truth[..., :4]
+    with pytest.raises(ValueError, match="name point 8 and there are 4"):
+        run(*few, [plain], mesh=(lat[:4], lon[:4]), weights="equal", regions=["global"])
+
+
+def test_all_pairs_in_both_directions_are_those_of_a_distance() -> None:
+    values, truth = random(channels=1)
+    grid = Grid.from_axes(LAT, LON)
+    near = np.concatenate([np.stack([i, j], axis=1) for i, j, _ in _NearPairs(grid, 1500.0).blocks()])
+    by_distance, by_pairs = VariogramScore(within_km=1500.0), VariogramScore(pairs=near)
+    got = run(values, truth, [by_distance, by_pairs])
+    assert score(got, by_pairs) == pytest.approx(score(got, by_distance), rel=1e-13)
+
+
+def test_many_pairs_are_looked_up_again_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, truth = random(channels=1)
+    metric = VariogramScore(within_km=2600.0)
+    kept = score(run(values, truth, [metric]), metric)
+    monkeypatch.setattr("wx_eval._multivariate._KEPT_PAIRS", 10)
+    monkeypatch.setattr("wx_eval._multivariate._PAIRS_AT_ONCE", 500)
+    near = _NearPairs(Grid.from_axes(LAT, LON), 2600.0)
+    assert not near.kept
+    sizes = [len(i) for i, _, _ in near.blocks()]
+    assert len(sizes) > 5
+    assert max(sizes) < 700
+    _NearPairs.of.cache_clear()
+    assert score(run(values, truth, [metric]), metric) == pytest.approx(kept, rel=1e-13)
+    _NearPairs.of.cache_clear()
+
+
+def test_equal_grids_share_what_is_kept_by_grid() -> None:
+    one, two = Grid.from_axes(LAT, LON), Grid.from_axes(LAT.copy(), LON.copy())
+    assert one == two
+    assert _NearPairs.of(one, 900.0) is _NearPairs.of(two, 900.0)
+    assert one != Grid.from_axes(LAT, LON + 1e-9)
+    assert one != Grid.from_points(one.latitude, one.longitude)
 
 
 def test_metrics_come_back_from_files_and_can_be_compared(tmp_path: object) -> None:
@@ -328,6 +384,10 @@ def test_metrics_come_back_from_files_and_can_be_compared(tmp_path: object) -> N
         (lambda: EnergyScore("biased", lags=1), "lags must be 0"),
         (lambda: VariogramScore(0.0), "must be positive"),
         (lambda: VariogramScore(weights="square"), "weights must be one of"),
+        (lambda: VariogramScore(pairs=((0, 0),)), "two different points"),
+        (lambda: VariogramScore(pairs=((0, 1), (0, 1))), "must be different"),
+        (lambda: VariogramScore(pairs=((0, 1, 2),)), "got int64 of shape"),
+        (lambda: VariogramScore(within_km=5.0, pairs=((0, 1),)), "not both"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(make: object, message: str) -> None:
@@ -335,14 +395,9 @@ def test_settings_that_mean_nothing_are_refused(make: object, message: str) -> N
         make()  # type: ignore[operator]
 
 
-def test_real_exchangeable_members_leave_half_of_their_distance() -> None:
+def test_real_exchangeable_members_leave_half_of_their_distance(climate_members: np.ndarray) -> None:
     """Each of 40 climate runs at one point takes its turn as truth; the times of a month are the vector."""
-    path = Path(__file__).parents[4] / "shared/data/members/cesm_lens40_point_ts_6hourly_1990-1995.nc"
-    if not path.exists():
-        pytest.skip(f"REAL DATA ABSENT: {path.name} not found, the exchangeable ensemble is not tested")
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path) as file:
-        members = np.asarray(file["TS"][:, 1:121])
+    members = climate_members[:, 1:121]
     mesh = np.linspace(-60, 60, 120), np.linspace(0, 300, 120)
     rest = np.stack([np.delete(members, k, axis=0) for k in range(40)])
     metrics: list[Metric] = [EnergyScore(norm="euclidean"), VariogramScore(norm="sum", kind="fair")]

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from wx_eval import CRPS, Chunk, Metric, Records, cell_weights, compare, evaluate, scores
+from wx_eval import _neighbourhood as neighbourhood
 from wx_eval._grid import Grid
 from wx_eval._neighbourhood import FSS, Discs, PooledCRPS, RowDiscs, UsefulFSS, discs
 
@@ -72,6 +73,17 @@ def test_discs_that_would_not_fit_into_memory_are_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr("wx_eval._neighbourhood._MOST_ENTRIES", 100)
     with pytest.raises(ValueError, match="choose a smaller radius"):
         Discs(Grid.from_axes(LAT, LON[:9]), 5000.0)
+
+
+def test_equal_grids_share_discs_and_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, twin = (Grid.from_points(np.linspace(0, 9, 200), np.arange(200) * 0.1) for _ in range(2))
+    first = discs(grid, 100.0)
+    assert discs(twin, 100.0) is first
+    monkeypatch.setattr(neighbourhood, "_KEPT_BYTES", 3 * first.nbytes)
+    for radius in np.linspace(90, 110, 12):
+        discs(grid, radius)
+        assert sum(found.nbytes for found in neighbourhood._kept.values()) <= 3 * first.nbytes
+    assert discs(grid, 100.0) is not first
 
 
 def test_a_shifted_event_scores_what_its_windows_share() -> None:
@@ -178,8 +190,8 @@ def test_thresholds_by_channel_and_event_signs() -> None:
     )
     below, above = FSS(0.7, "<=", window=3), FSS(-0.7, ">=", window=3)
     assert score(run(values, truth, [below]), below) == score(run(-values, -truth, [above]), above)
-    other = FSS({"t2m": 0.7}, window=3)
-    assert np.isnan(score(run(values, truth, [other]), other))
+    with pytest.raises(ValueError, match=r"names the channels \['t2m'\] and the truth has \['tp'\]"):
+        run(values, truth, [FSS({"t2m": 0.7}, window=3)])
 
 
 @pytest.mark.parametrize("kind", ["fair", "biased"])

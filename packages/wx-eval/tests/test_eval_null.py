@@ -1,5 +1,6 @@
 """The null test: two draws of one system differ as often as announced, and real differences are found."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from wx_eval import RMSE, Records, compare
+from wx_eval import PRESETS, RMSE, Records, Report, compare
 from wx_eval._compare import compare_models
 from wx_eval._inference import Method, mean_tests
 from wx_eval._intervals import score_intervals
@@ -193,14 +194,60 @@ def test_cards_against_one_baseline_are_corrected_together() -> None:
     assert {card.n_corrected for card in together} == {60}
     assert {card.n_tests for card in together} == {20}
     assert "over 60 tests" in together[0].settings()["correction"]
-    p = np.array([cell.p_value for card in together for cell in card.cells])
-    expected = stats.false_discovery_control(p)
+    each = [np.array([cell.p_value for cell in card.cells]) for card in together]
+    joint = stats.false_discovery_control(np.concatenate(each))
+    expected = np.maximum(joint, np.concatenate([stats.false_discovery_control(p) for p in each]))
     got = [cell.p_adjusted for card in together for cell in card.cells]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     alone = compare(records(system), records(system), model_a="a", model_b="d")
     assert alone.n_corrected == 20
     assert [c.p_value for c in alone.cells] == [c.p_value for c in together[0].cells]
     assert sum(cell.significant for cell in together[1].cells) > 15
+
+
+def test_a_page_of_equal_models_finds_a_difference_no_more_often_than_one_card() -> None:
+    pages, level = 40, 0.05
+    joint = alone = 0
+    for seed in range(pages):
+        cards = compare_models(records(draws(0.3, 60, 8, seed=3000 + seed, models="abcde")), "e")
+        joint += any(cell.significant for card in cards for cell in card.cells)
+        each = [stats.false_discovery_control([cell.p_value for cell in card.cells]) for card in cards]
+        alone += bool((np.array(each) < level).any())
+    assert joint < pages * level + 3 * np.sqrt(pages * level * (1 - level))
+    # Four cards that are each corrected by themselves are four chances, though they share a baseline.
+    assert alone > 2 * joint
+    assert alone > pages * 0.1
+
+
+def test_a_good_model_does_not_pay_for_finds_on_the_card_of_another() -> None:
+    pages, level = 60, 0.05
+    found = shared = 0
+    for seed in range(pages):
+        system = draws(0.0, 60, 10, seed=7000 + seed, models="abz")
+        system["a"] = system["a"] - 2
+        cards = compare_models(records(system), "z")
+        assert all(cell.significant for cell in cards[0].cells)
+        found += any(cell.significant for cell in cards[1].cells)
+        p = np.array([cell.p_value for card in cards for cell in card.cells])
+        shared += bool((stats.false_discovery_control(p)[10:] < level).any())
+    assert found < pages * level + 3 * np.sqrt(pages * level * (1 - level))
+    assert shared > 2 * found
+
+
+def test_a_preset_with_a_plain_test_says_what_a_sound_one_finds() -> None:
+    # Equal models whose differences are correlated from start to start.
+    atlas = PRESETS["atlas"]
+    both = records(draws(0.8, 120, 60, seed=5))
+    both = replace(both, conventions=replace(both.conventions, preset=atlas.label))
+    [card] = atlas.cards(both.select(model="a"), both.select(model="b"), metrics=["crps_fair"])
+    count, (better, worse) = card.count(), card.count_robust()
+    assert count["better_significant"] + count["worse_significant"] > 20
+    assert better + worse <= 1
+    page = Report("t").scorecard("c", card).html()
+    assert f"{better} are significantly better and {worse} worse." in page
+    assert f"significantly better in {better} and worse in {worse} cells (ewc_ar1" in page
+    sound = stats.false_discovery_control([cell.p_ewc_ar1 for cell in card.cells])
+    np.testing.assert_allclose([cell.p_robust for cell in card.cells], sound, rtol=1e-12)
 
 
 def test_every_method_has_a_level_below_that_of_independent_starts() -> None:

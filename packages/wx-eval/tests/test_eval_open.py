@@ -1,5 +1,7 @@
 """Files to channels, times and members; alignment and regridding."""
 
+import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wx_eval import cell_weights, evaluate
+from wx_eval import Records, _open, cell_weights, evaluate
+from wx_eval._dims import SYNONYMS
 from wx_eval._files import _from_common
 from wx_eval._open import Forecast, Source, Truth, open_source
 from wx_eval._regrid import Regridder, global_axes
@@ -77,6 +80,38 @@ def test_synonyms_of_dims(names: dict[str, str]) -> None:
     assert renamed.channels == plain.channels
     assert renamed.keys == plain.keys
     np.testing.assert_array_equal(read(renamed, "z500", 0, 1), read(plain, "z500", 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "synonym"), [(name, s) for name, known in SYNONYMS.items() for s in known], ids=lambda text: text
+)
+def test_every_synonym_of_the_table_is_known_and_documented(name: str, synonym: str) -> None:
+    given = ensemble().assign_coords(valid_time=ensemble()["init_time"] + ensemble()["lead_time"])
+    if name == "valid_time":
+        given = given.isel(init_time=[0]).squeeze("init_time", drop=True)
+    plain, renamed = open_source(given), open_source(given.rename({name: synonym}))
+    assert renamed.keys == plain.keys
+    assert renamed.channels == plain.channels
+    np.testing.assert_array_equal(read(renamed, "z850", 0, 1), read(plain, "z850", 0, 1))
+    page = Path(__file__).resolve().parents[3] / "docs/wx-eval-conventions.md"
+    if page.exists():
+        row = next(line for line in page.read_text().splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"`{synonym}`" in row
+
+
+def test_the_order_of_variables_in_a_store_does_not_matter(tmp_path: Path) -> None:
+    """A folder lists its entries in any order; the variables of a store come by name."""
+    pytest.importorskip("zarr", reason="zarr is not installed: stores are not tested")
+    whole = ensemble().assign({name: ensemble()["2m_temperature"] for name in ("msl", "a10", "u9", "x", "b")})
+    found = set()
+    for k, order in enumerate((list(whole.data_vars), list(whole.data_vars)[::-1])):
+        for consolidated in (True, False):
+            path = tmp_path / f"{k}{consolidated}.zarr"
+            whole[order[:1]].to_zarr(path, zarr_format=2, consolidated=consolidated)
+            for name in order[1:]:
+                whole[[name]].to_zarr(path, mode="a", consolidated=consolidated)
+            found.add(open_source(path).channels)
+    assert found == {("t2m", "a10", "b", "z500", "z850", "msl", "u9", "x")}
 
 
 def test_pressure_in_pascal_and_any_order_of_dims() -> None:
@@ -241,7 +276,133 @@ def test_chunks_tell_how_their_values_are_stored(tmp_path: Path) -> None:
     stored.to_zarr(tmp_path / "ens.zarr", consolidated=False)
     source = open_source(tmp_path / "ens.zarr")
     chunk = next(Forecast(source).chunks(source.init_times))
-    assert chunk.values.chunks == (0, 1, 2, 0)  # type: ignore[attr-defined]
+    assert chunk.values.chunks == (0, (1, 2), 2, 0)  # type: ignore[attr-defined]
+
+
+FIELD = {"init_time": 1, "lead_time": 1, "member": 1, "level": 1, "time": 1}
+LAYOUTS: dict[str, dict[str, int]] = {
+    "one field": {},
+    "channels together": {"level": 3},
+    "some channels together": {"level": 2},
+    "members together": {"member": 4},
+    "lead times together": {"lead_time": 3},
+    "starts together": {"init_time": 2},
+    "rows apart": {"latitude": 2},
+    "all of a start together": {"lead_time": 3, "member": 4, "level": 3},
+    "states together": {"time": 6, "level": 3},
+}
+
+
+def counted(dataset: xr.Dataset, pieces: dict[str, int]) -> tuple[xr.Dataset, Counter[str]]:
+    """A dataset in a store of such pieces, and how often each of them was read."""
+    storage = pytest.importorskip("zarr.storage", reason="zarr is not installed: reads are not counted")
+    reads: Counter[str] = Counter()
+
+    class Counting(storage.MemoryStore):  # type: ignore[misc, name-defined]
+        async def get(self, key: str, *arguments: Any, **named: Any) -> Any:
+            if key.partition("/")[2].replace(".", "").isdecimal():
+                reads[key] += 1
+            return await super().get(key, *arguments, **named)
+
+    store = Counting()
+    chunks = {
+        name: tuple({**FIELD, **pieces}.get(str(d), n) for d, n in array.sizes.items())
+        for name, array in dataset.items()
+    }
+    encoding = {name: {"chunks": chunk, "compressors": None} for name, chunk in chunks.items()}
+    dataset.to_zarr(store, zarr_format=2, consolidated=False, encoding=encoding)
+    reads.clear()
+    opened = xr.open_zarr(store, chunks=None, consolidated=False, decode_timedelta=True)
+    reads.clear()
+    return opened, reads
+
+
+def stacked() -> tuple[xr.Dataset, xr.Dataset]:
+    """Three levels and a surface field: (2 inits, 3 leads, 4 members) and 6 states."""
+    surface = ensemble(4)["2m_temperature"].drop_attrs()
+    level = {"level": [500, 700, 850]}
+    dims, space = ("init_time", "lead_time", "member", "level"), ("latitude", "longitude")
+    levels = xr.DataArray(fields(2, 3, 4, 3), {**surface.coords, **level}, (*dims, *space))
+    axes = {"time": START + 12 * HOUR * np.arange(6), "latitude": LAT, "longitude": LON}
+    states = xr.DataArray(fields(6, 3, seed=3), {**axes, **level}, ("time", "level", *space))
+    ground = xr.DataArray(fields(6, seed=4), axes, ("time", *space))
+    return (
+        xr.Dataset({"geopotential": levels, "2m_temperature": surface}),
+        xr.Dataset({"geopotential": states, "2m_temperature": ground}),
+    )
+
+
+def scored(forecast: xr.Dataset, truth: xr.Dataset, **choices: Any) -> Records:
+    source = open_source(forecast, **choices)
+    states = open_source(truth, "truth", truth=True, channels=source.channels)
+    return evaluate(Forecast(source).chunks(source.init_times), Truth(states), model="a")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_piece_of_a_store_is_read_once(layout: str) -> None:
+    forecast, truth = stacked()
+    stored, reads = counted(forecast, LAYOUTS[layout])
+    states, other = counted(truth, LAYOUTS[layout])
+    reads.clear()
+    other.clear()
+    got = scored(stored, states)
+    assert got.table.equals(scored(forecast, truth).table)
+    assert set(reads.values()) == {1}
+    # The valid times of both starts, the first of which is also read for its axes.
+    assert set(other.values()) == {1}
+    sizes = {**FIELD, "latitude": LAT.size, **LAYOUTS[layout]}
+    ends = {"init_time": 2, "lead_time": 3, "member": 4, "level": 3, "latitude": LAT.size}
+    counts = {dim: -(-n // sizes[dim]) for dim, n in ends.items()}
+    surface = int(np.prod([n for dim, n in counts.items() if dim != "level"]))
+    assert len(reads) == surface * (counts["level"] + 1)
+
+
+def test_chosen_channels_in_another_order_share_their_piece() -> None:
+    forecast, truth = stacked()
+    stored, reads = counted(forecast, LAYOUTS["channels together"])
+    names = ["z850", "t2m", "z500"]
+    got = scored(stored, truth, channels=names, members=[3, 1])
+    assert got.table.equals(scored(forecast, truth, channels=names, members=[3, 1]).table)
+    assert max(reads.values()) == 1
+    reads.clear()
+    chunk = next(Forecast(open_source(stored, channels=names)).chunks([START]))
+    assert chunk.values.chunks[1] == (3,)  # type: ignore[attr-defined]
+    for c in range(3):
+        expected = np.asarray(chunk.values)[:, c]
+        np.testing.assert_array_equal(chunk.values[:, c], expected)
+    assert max(reads.values()) <= 2 + 3
+
+
+def test_what_is_read_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two of three lead times: each piece is read twice; room for none: for each lead time."""
+    forecast, truth = stacked()
+    state = 4 * 4 * 4 * LAT.size * LON.size
+    stored, reads = counted(forecast, LAYOUTS["lead times together"])
+    expected = scored(forecast, truth)
+    for limit, times in ((2 * state, 2), (state - 1, 3), (3 * state, 1)):
+        monkeypatch.setattr(_open, "READ_AHEAD_BYTES", limit)
+        reads.clear()
+        source = open_source(stored)
+        records = evaluate(Forecast(source).chunks(source.init_times), Truth(_truth_source(truth)), model="a")
+        assert records.table.equals(expected.table)
+        assert set(reads.values()) == {times}
+        held = source._kept._arrays.values()
+        assert sum(array.nbytes for array in held) <= limit
+        assert not pickle.loads(pickle.dumps(source._kept))._arrays
+
+
+def _truth_source(truth: xr.Dataset) -> Source:
+    return open_source(truth, "truth", truth=True)
+
+
+def test_dims_in_another_order_are_read_as_they_lie() -> None:
+    """Longitude before latitude, as in WeatherBench 2."""
+    forecast, truth = stacked()
+    turned, reads = counted(
+        forecast.transpose("longitude", "latitude", "level", ...), {"member": 4, "level": 3}
+    )
+    assert scored(turned, truth).table.equals(scored(forecast, truth).table)
+    assert set(reads.values()) == {1}
 
 
 @pytest.mark.parametrize("longitudes", [LON, (LON + 180) % 360 - 180])

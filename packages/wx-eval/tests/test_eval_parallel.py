@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import wx_eval
 from wx_eval import CRPS, RMSE, Chunk, RankHistogram, Records, Spread, _blocks, _score, evaluate
 from wx_eval._evaluate import Band, Evaluation
-from wx_eval._fields import forecast_chunks
+from wx_eval._fields import as_chunks
+from wx_eval._spectra import PowerSpectrum
 from wx_eval._wind import WindRMSE
 
 HOUR = np.timedelta64(1, "h")
@@ -88,7 +89,7 @@ def test_workers_read_files_themselves_and_report_errors_in_their_own_words(
 ) -> None:
     pytest.importorskip("zarr", reason="zarr is not installed: lazily opened forecasts are not tested")
     forecast.to_dataset(name="x").to_zarr(tmp_path / "x.zarr", zarr_format=2)
-    lazy = xr.open_zarr(tmp_path / "x.zarr", chunks=None)["x"]
+    lazy = xr.open_zarr(tmp_path / "x.zarr", chunks=None, decode_timedelta=True)["x"]
     assert evaluate(lazy, truth, model="a", metrics=METRICS, workers=2) == records
     broken = forecast.copy(deep=True)
     broken[1, 2, 3, 1, 10, 5] = np.nan
@@ -113,7 +114,7 @@ def test_what_cannot_be_pickled_is_refused_by_name(truth: xr.DataArray, forecast
         def __len__(self) -> int:
             return len(self._values)
 
-    chunks = [replace(c, values=Local(np.asarray(c.values))) for c in forecast_chunks(forecast)]
+    chunks = [replace(c, values=Local(np.asarray(c.values))) for c in as_chunks(forecast)]
     with pytest.raises(TypeError, match="needs values of a chunk that can be pickled"):
         evaluate(chunks, truth, model="a", workers=2)
 
@@ -225,7 +226,7 @@ def test_all_ranks_fail_where_one_does_and_whole_fields_are_refused(
     assert isinstance(second, RuntimeError)
 
     def spectra(rows: slice, band: Band) -> Records:
-        metrics = (wx_eval._spectra.PowerSpectrum(),)  # type: ignore[attr-defined]
+        metrics = (PowerSpectrum(),)
         parts = forecast.isel(latitude=rows), truth.isel(latitude=rows)
         return evaluate(*parts, model="a", metrics=metrics, band=band)
 
@@ -274,7 +275,7 @@ def test_blocks_of_any_size_give_the_same_bits_and_open_each_piece_once(
     forecast, truth = make_forecast().isel(init_time=[0], lead_time=[1]), make_truth()
     metrics = METRICS[:-1]
     expected = evaluate(forecast, truth, model="a", metrics=metrics)
-    [chunk] = forecast_chunks(forecast)
+    [chunk] = as_chunks(forecast)
     stored = Stored(np.asarray(chunk.values), (5, channels, rows, LON.size))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_blocks, "_READ_BYTES", budget)
@@ -298,8 +299,7 @@ def test_chunks_of_tensors_are_scored_where_they_lie(
     torch = pytest.importorskip("torch", reason="torch is not installed: chunks of tensors are not tested")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     chunks = [
-        replace(c, values=torch.tensor(np.asarray(c.values), device=device))
-        for c in forecast_chunks(forecast)
+        replace(c, values=torch.tensor(np.asarray(c.values), device=device)) for c in as_chunks(forecast)
     ]
     got = evaluate(chunks, truth, model="a", metrics=METRICS).to_xarray()
     xr.testing.assert_allclose(got, records.to_xarray(), rtol=1e-6, atol=1e-6)
@@ -312,7 +312,7 @@ def test_a_rollout_that_calls_back_gives_the_same_records(
     with pytest.raises(ValueError, match="no chunk"):
         evaluation.records()
     buffer = np.empty(forecast.shape[2:], np.float32)
-    for chunk in forecast_chunks(forecast):
+    for chunk in as_chunks(forecast):
         buffer[:] = np.asarray(chunk.values)
         evaluation.add(replace(chunk, values=buffer))
         buffer[:] = np.nan
@@ -354,7 +354,7 @@ import xarray as xr
 import wx_eval
 from wx_eval import CRPS, RMSE, RankHistogram, _blocks
 _blocks._READ_BYTES = 4 << 20
-data = xr.open_zarr(sys.argv[1], chunks=None)
+data = xr.open_zarr(sys.argv[1], chunks=None, decode_timedelta=True)
 forecast, truth = data["x"], data["y"].load()
 run = lambda n: wx_eval.evaluate(forecast.isel(member=slice(0, n)), truth, model="a", regions=["global"],
                                  metrics=(CRPS(), RMSE(), RankHistogram()))

@@ -1,15 +1,23 @@
 """Presets: each reproduces the plain calls with its conventions, and keeps its records to itself."""
 
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
-from wx_eval import RMSE, Records, compare, evaluate, scores
+from wx_eval import RMSE, Chunk, Records, Report, compare, evaluate, scores
+from wx_eval._cli import main
 from wx_eval._climatology import DayClimatology
-from wx_eval._presets import PRESETS, Preset
+from wx_eval._config import RunSettings
+from wx_eval._event_scores import REV, Brier
+from wx_eval._figure import Lines
+from wx_eval._presets import PRESETS, Bootstrap, Card, Preset
 
 LAT, LON = np.linspace(85, -85, 18), np.arange(0, 360, 15.0)
 CHANNELS, UNITS = ("u850", "v850", "tp"), ("m s-1", "m s-1", "m")
@@ -133,21 +141,47 @@ def test_records_of_two_presets_do_not_mix(truth: xr.DataArray) -> None:
             PRESETS["gencast"].compare(kept["gencast"], other)
 
 
-def test_selections_keep_the_label_and_conventions_change_it() -> None:
-    wb2 = PRESETS["wb2"]
-    assert replace(wb2, regions=("europe",), metrics=(RMSE(),)).label == wb2.label
-    for change in (
+def test_every_change_makes_another_label_but_words_do_not() -> None:
+    gencast = PRESETS["gencast"]
+    assert replace(gencast, source="", facts={}, unchecked=()).label == gencast.label
+    changes: list[dict[str, Any]] = [
         {"weights": "cos"},
         {"average": "weights"},
         {"method": "iid"},
-        {"correction": "none"},
-        {"seeps": "wbx"},
+        {"correction": "holm"},
+        {"seeps": "wb2"},
         {"name": "mine"},
-    ):
-        assert replace(wb2, **change).label != wb2.label
+        {"regions": ("europe",)},
+        {"metrics": (RMSE(),)},
+        {"costly": ()},
+        {"ensembles": Card(metrics=("rmse",))},
+        {"single": Card(metrics=("rmse",), days=(1,))},
+        {"event_bootstrap": Bootstrap(seed=1)},
+        {"event_bootstrap": Bootstrap(resamples=9)},
+        {"event_bootstrap": Bootstrap(block=4.0)},
+        {"event_bootstrap": None},
+        {"event_days": (2,)},
+        {"events": gencast.events[:1]},
+        {"events": (replace(gencast.events[0], thresholds=("quantile(0.9)",)), gencast.events[1])},
+        {"events": (replace(gencast.events[0], cost_loss=(0.2,)), gencast.events[1])},
+    ]
+    labels = [replace(gencast, **change).label for change in changes]
+    assert len({gencast.label, *labels}) == len(changes) + 1
+    kept = {f.name for f in fields(Preset)} - {"source", "facts", "unchecked"}
+    assert kept == {name for change in changes for name in change}
     assert len({p.label for p in PRESETS.values()}) == len(PRESETS) == 5
-    # The label is written into files: it may only change together with the conventions.
-    assert wb2.label == "wb2:18ed5cd3"
+
+
+def test_the_label_is_the_same_in_another_process() -> None:
+    code = "import wx_eval; print(*(p.label for p in wx_eval.PRESETS.values()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.split() == [p.label for p in PRESETS.values()]
+
+
+@EACH
+def test_facts_that_were_not_compared_with_a_text_are_facts(preset: Preset) -> None:
+    assert preset.facts
+    assert set(preset.unchecked) <= set(preset.facts)
 
 
 @EACH
@@ -166,3 +200,193 @@ def test_a_card_without_its_days_is_refused(truth: xr.DataArray) -> None:
     )
     with pytest.raises(ValueError, match="of which the records hold none"):
         wb2.compare(short, short)
+
+
+EXTREME = ("t2m", "msl", "z500")
+LEVELS = (0.0001, 0.001, 0.01, 0.99, 0.999, 0.9999)
+
+
+class Gauss:
+    """A climatology of standard normal values whose quantiles exist for the surface alone."""
+
+    name = "gauss"
+
+    def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
+        del valid_time
+        level = stats.norm.ppf(float(statistic.removeprefix("quantile(").removesuffix(")")))
+        # Nearer to the middle, so that few points hold some of each event.
+        field = np.full((2, LAT.size, LON.size), level / 3)
+        grid = {"latitude": LAT, "longitude": LON}
+        return xr.DataArray(field, {"channel": ["t2m", "msl"], **grid}, ("channel", *grid))
+
+
+@pytest.fixture(scope="module")
+def extremes() -> Records:
+    """Two models by the preset of GenCast, the first of them better; the truth is the second one's own."""
+    rng = np.random.default_rng(3)
+    times = START + DAY * np.arange(33)
+    grid = {"channel": list(EXTREME), "latitude": LAT, "longitude": LON}
+    states = rng.standard_normal((33, 3, LAT.size, LON.size)).astype(np.float32)
+    truth = xr.DataArray(states, {"time": times, **grid}, ("time", *grid), name="analysis")
+
+    def model(name: str, error: float, seed: int) -> Records:
+        r = np.random.default_rng(seed)
+        near = np.stack([states[lead : lead + 30] for lead in (1, 3)], axis=1)[:, :, None]
+        noise = r.standard_normal((30, 2, 5, 3, LAT.size, LON.size)).astype(np.float32)
+        coords = {"init_time": times[:30], "lead_time": DAY * np.array([1, 3]), **grid}
+        array = xr.DataArray(near + error * noise, coords, ("init_time", "lead_time", "member", *grid))
+        return PRESETS["gencast"].evaluate(
+            array, truth, model=name, climatology=Gauss(), regions=["global", "nh"], truth_models=["ens"]
+        )
+
+    return model("new", 0.5, 1).merge(model("ens", 1.0, 2))
+
+
+def test_events_are_scored_where_the_evaluation_had_them(extremes: Records) -> None:
+    gencast = PRESETS["gencast"]
+    found = gencast.scores(extremes)
+    for event, channels in ((">", {"t2m"}), ("<", {"t2m", "msl"})):
+        for level in LEVELS[3:] if event == ">" else LEVELS[:3]:
+            for metric in (
+                Brier(f"quantile({level:g})", event),
+                REV(f"quantile({level:g})", event, cost_loss=0.05),
+            ):
+                some = found[metric.name].notnull().any(["model", "region", "lead_time"])
+                assert set(some["channel"].values[some.values]) == channels, metric.name
+    # The fair Brier score of exceedance, written out.
+    table = extremes.select(model="new", channel="msl", region="global").to_xarray()
+    ids = [s.id for s in Brier("quantile(0.01)", "<").statistics]
+    value = float((table[ids[0]] - table[ids[1]]).sel(lead_time=DAY).mean())
+    got = float(
+        found["brier_fair(<quantile(0.01))"].sel(model="new", channel="msl", region="global", lead_time=DAY)
+    )
+    assert got == pytest.approx(value, rel=1e-12)
+
+
+def test_cards_test_events_by_the_bootstrap_and_all_together(extremes: Records) -> None:
+    gencast = PRESETS["gencast"]
+    plain, events = gencast.cards(extremes, extremes.select(model="ens"))
+    assert (plain.method, events.method) == ("geer", "bootstrap")
+    assert plain.metrics == ("crps_fair", "rmse")
+    assert len(events.metrics) == 2 * 3 * 3
+    assert events.settings()["resampling"] == "2000 resamples of automatic blocks, seed 0"
+    assert plain.n_corrected == events.n_corrected == plain.n_tests + events.n_tests > plain.n_tests
+    assert (
+        plain.settings()["number of tests"]
+        == f"{plain.n_tests} on this card, {plain.n_corrected} on all 2 cards"
+    )
+    metrics = [extremes.metrics[name] for name in events.metrics]
+    assert all(m["type"] in ("Brier", "REV") for m in metrics)
+    manual = compare(
+        extremes,
+        extremes,
+        events.metrics,
+        model_a="new",
+        model_b="ens",
+        method="bootstrap",
+        seed=0,
+        correction="none",
+    )
+    assert [c.p_value for c in manual.cells] == [c.p_value for c in events.cells]
+    assert [c.p_adjusted for c in manual.cells] == [c.p_adjusted for c in events.cells]
+    # Without a correction in the preset the sound result stands beside it.
+    joint = np.array([c.p_ewc_ar1 for card in (plain, events) for c in card.cells])
+    own = [stats.false_discovery_control([c.p_ewc_ar1 for c in card.cells]) for card in (plain, events)]
+    expected = np.maximum(stats.false_discovery_control(joint), np.concatenate(own))
+    got = [c.p_robust for card in (plain, events) for c in card.cells]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_one_comparison_takes_one_test(extremes: Records) -> None:
+    with pytest.raises(ValueError, match="compare them apart, or all by cards"):
+        PRESETS["gencast"].compare(
+            extremes, extremes, model_a="new", model_b="ens", metrics=["rmse", "brier_fair(<quantile(0.01))"]
+        )
+
+
+def test_a_report_shows_every_score_of_the_preset(extremes: Records) -> None:
+    page = Report.from_records(extremes, baseline="ens")
+    words = page.html()
+    for text in (
+        "new against ens, bootstrap",
+        "fair Brier score, above quantile 0.9999",
+        "economic value at cost / loss 0.05, below quantile 0.0001",
+        "Event: below quantile 0.001",
+        "Economic value: above quantile 0.99",
+        "Rank histograms",
+        "confidence intervals (bootstrap)",
+        "confidence intervals (ewc_ar1)",
+        "(not compared with the text)",
+        "The truth is the analysis of ens",
+    ):
+        assert text.replace("<", "&lt;") in words, text
+    drawn = [name for name in page.figures if "fair-brier-score-above" in name]
+    assert drawn
+    for name in drawn:
+        bands = [m for m in page.figures[name].marks if isinstance(m, Lines) and m.fill]
+        assert len(bands) >= 2
+
+
+def test_events_beyond_quantiles_need_a_climatology() -> None:
+    grid = {"channel": ["t2m"], "latitude": LAT, "longitude": LON}
+    times = START + DAY * np.arange(3)
+    states = np.zeros((3, 1, LAT.size, LON.size))
+    truth = xr.DataArray(states, {"time": times, **grid}, ("time", *grid))
+    coords = {"init_time": times[:1], "lead_time": DAY * np.array([1]), **grid}
+    made = xr.DataArray(
+        np.zeros((1, 1, 2, 1, LAT.size, LON.size)), coords, ("init_time", "lead_time", "member", *grid)
+    )
+    with pytest.raises(ValueError, match=r"scores events of \['t2m'\] beyond quantile\(0.99\).* climatology"):
+        PRESETS["gencast"].evaluate(made, truth, model="a")
+
+
+def test_chunks_tell_their_channels_and_are_all_scored(truth: xr.DataArray) -> None:
+    array = forecast(truth, 2, 1).isel(channel=[0])
+    chunks = (
+        Chunk(init_time=i, lead_time=k, channels=("u850",), values=array.sel(init_time=i, lead_time=k).values)
+        for i in array["init_time"].values
+        for k in array["lead_time"].values
+    )
+    held = replace(PRESETS["wmo"], regions=("nh",), metrics=(RMSE(),), events=())
+    assert held.evaluate(chunks, Only(truth), model="a") == held.evaluate(array, truth, model="a")
+
+
+class Only:
+    """A history that does not say which channels it has."""
+
+    def __init__(self, truth: xr.DataArray) -> None:
+        self._truth, self.times = truth, truth["time"].values
+        self.name = truth.name
+
+    def read(self, times: np.ndarray, /) -> xr.DataArray:
+        return self._truth.sel(time=times)
+
+
+def test_a_run_says_whose_analysis_the_truth_is_and_what_it_may_cost() -> None:
+    data = {"model": "a", "output": "a.parquet", "forecast": "f.nc", "truth": "t.nc"}
+    settings = RunSettings.parse({**data, "truth_models": "ens", "preset": "gencast", "costly": True})
+    assert settings.truth_models == ("ens",)
+    assert settings.costly
+    with pytest.raises(ValueError, match="costly adds metrics of a preset"):
+        RunSettings.parse({**data, "costly": True})
+
+
+def test_the_scorecard_command_corrects_all_models_together(extremes: Records, tmp_path: Path) -> None:
+    table = extremes.select(model="new").table
+    third = Records(
+        table.set_column(0, table.schema.field("model"), [["other"] * len(table)]),
+        extremes.conventions,
+        extremes.metrics,
+    )
+    a, b, page = (tmp_path / name for name in ("a.parquet", "b.parquet", "card.html"))
+    extremes.select(model="new").merge(third).to_parquet(a)
+    extremes.select(model="ens").to_parquet(b)
+    assert main(["scorecard", str(a), str(b), "--preset", "gencast", "-o", str(page)]) == 0
+    text = page.read_text()
+    for heading in ("new against ens", "new against ens, bootstrap", "other against ens, bootstrap"):
+        assert f"<h2>{heading}</h2>" in text
+    assert "on all 4 cards" in text
+    assert 'href="a.parquet"' in text
+    assert 'href="b.parquet"' in text
+    assert main(["scorecard", str(a), str(b), "--metric", "rmse", "-o", str(page)]) == 0
+    assert "on all 2 cards" in page.read_text()

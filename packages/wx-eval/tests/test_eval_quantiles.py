@@ -1,5 +1,6 @@
 """Quantile scores and variants of the CRPS: closed forms, identities, independent formulas."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ from wx_eval._crps import CRPSPart, HersbachBins, HersbachTerm, TwCRPS
 from wx_eval._grid import Grid
 from wx_eval._metrics import Metric, linearised
 from wx_eval._quantiles import METHODS, WIS, IntervalScore, QuantileScore, quantile_error
-from wx_eval._statistics import Statistic
+from wx_eval._statistics import Fields, Statistic
 
 Array = npt.NDArray[np.float64]
 LAT, LON = np.linspace(80, -80, 9), np.arange(0, 360, 30.0)
@@ -42,6 +43,8 @@ def score(metric: Metric, made: Case, weight: Array | None = None) -> float:
     for statistic in metric.statistics:
         assert isinstance(statistic, Statistic)
         field = statistic.map(made)
+        if isinstance(field, Fields):
+            field = np.stack(list(field.fields), axis=-1)
         rows = field[0].toarray() if isinstance(field, list) else np.asarray(field)[0]
         means[statistic.id] = np.average(rows, axis=0, weights=weight)
     return float(metric.value(means))
@@ -199,8 +202,20 @@ def test_hersbachs_terms_match_his_equations_and_add_up(members: int, shift: flo
     np.testing.assert_allclose(terms, hersbach(x + shift, y), rtol=1e-12, atol=1e-15)
     whole = np.abs(x + shift - y).mean() - np.abs(x - x[:, None]).mean() / 2
     assert sum(terms) == pytest.approx(whole, rel=1e-12)
-    [bins] = HersbachBins().map(made)
-    np.testing.assert_allclose(bins[:, 2:].sum(), np.ptp(np.vstack([x + shift, y]), axis=0).sum(), rtol=1e-13)
+    bins = np.stack(list(HersbachBins().map(made).fields))
+    np.testing.assert_allclose(bins[2:].sum(), np.ptp(np.vstack([x + shift, y]), axis=0).sum(), rtol=1e-13)
+
+
+def test_hersbachs_bins_are_never_all_in_memory() -> None:
+    """404 numbers per point would take 105 MB."""
+    members, points = 200, 1 << 15
+    made = normal(points, members)
+    tracemalloc.start()
+    numbers = [float(f.mean()) for f in HersbachBins().map(made).fields]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(numbers) == 2 * members + 4
+    assert peak < 3 * made.values.nbytes < 8 * points * len(numbers) * 1.6
 
 
 def test_hersbachs_reliability_of_a_calibrated_ensemble_vanishes_with_its_size() -> None:

@@ -15,14 +15,6 @@ HOURS = 3600
 Fields = dict[tuple[str, int, int, int], np.ndarray]
 
 
-@pytest.fixture(scope="module")
-def samples() -> Path:
-    folder = Path(__file__).parents[4] / "shared/data"
-    if not folder.exists():
-        pytest.skip("REAL DATA ABSENT: shared/data not found, no real file goes through the command line")
-    return folder
-
-
 def messages(path: Path) -> Fields:
     """(short name, level, lead in hours, member) to values (H, W), from eccodes alone."""
     eccodes = pytest.importorskip("eccodes", reason="GRIB files need eccodes")

@@ -22,6 +22,7 @@ from wx_eval._compare import Comparison
 from wx_eval._event_scores import AUC, EventFrequencies
 from wx_eval._figure import Figure, Lines, Rect, Text, arranged, contrast, fitted, hatching, text_width
 from wx_eval._intervals import score_intervals
+from wx_eval._presets import PRESETS
 from wx_eval._raster import _magnify, contour, data_uri, earth_coasts, palette
 from wx_eval._spectra import Coherence, PowerSpectrum, SpectralRatio
 
@@ -466,3 +467,152 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 def test_maps_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="field of map 'm' must have shape"):
         Map(title="m", field=np.zeros((3, 4)), latitude=LAT, longitude=LON)
+
+
+# What a scorecard that can be trusted has to show, each with where it is looked for.
+SHOWN = {
+    "models": r"<dt>models</dt><dd>a against ens</dd>",
+    "truth": r"<dt>truth</dt><dd>analysis</dd>",
+    "period and spacing of starts": r"2021-01-01T00 to 2021-02-09T00, spacing 24 h",
+    "starts paired and dropped": r"<dt>starts paired</dt><dd>38 per cell, at most 2 dropped</dd>",
+    "members of each": r"<dt>members</dt><dd>6 against 4</dd>",
+    "estimator": r"crps_fair: fair",
+    "weights": r"<dt>weights</dt><dd>cell</dd>",
+    "grid": r"<dt>grid</dt><dd>9 x 16 \w+</dd>",
+    "regridding": r"<dt>regridding</dt><dd>a: none; ens: conservative to 9x16</dd>",
+    "preset": r"<dt>preset</dt><dd>atlas:\w{8}</dd>",
+    "hash of the conventions": r"<dt>conventions</dt><dd>\w{16}</dd>",
+    "relative difference": r"% better",
+    "scores in units": r"ens itself: fair CRPS</h3>.*?>K</text>",
+    "number of tests": r"<dt>number of tests</dt><dd>\d+ on this card, \d+ on all 2 cards</dd>",
+    "expected false positives": r"<dt>expected false positives</dt><dd>[\d.]+ before the correction",
+    "tests of the page": r"\d+ tests on 2 cards: if no model differed from the baseline, about \d+ would",
+    "effective starts": r"<dt>effective starts</dt><dd>median \d+",
+    "inflation": r"<dt>inflation of standard errors</dt><dd>median",
+    "own analysis": r"The truth is the analysis of ens, which favours it in the \d+ cells",
+    "key of the hatching": r"fewer than 30 effective starts, or own analysis",
+    "key of what was not tested": r">not tested<",
+    "key of the significance": r">not significant<",
+    "key of a lenient test": r"significant by this test, not by the default one",
+    "key of the size": r"size of the difference",
+    "edges of the colours": r"50</text>.*?20</text>.*?10</text>.*?5</text>.*?2</text>.*?1</text>",
+    "sound result beside a plain test": r"<dt>by the default test</dt><dd>significantly better in \d+",
+    "bias of the baseline": r"Bias of ens, forecast minus truth",
+    "records": r'<a href="a.parquet">a.parquet</a>, <a href="ens.parquet">ens.parquet</a>',
+    "command": r"<dt>made by</dt><dd><code>wx-eval report a.parquet ens.parquet</code>",
+    "settings: truth": r"<th>the truth is the analysis of</th><td>ens</td>",
+    "settings: missing truth": r"<th>missing truth</th><td>\d+ of \d+ rows have none and count nowhere",
+    "settings: interpolation": r"<th>interpolation</th><td>none",
+    "settings: regridding": r"<th>regridding</th><td>a: none; c: none; ens: conservative to 9x16</td>",
+    "settings: climatology": r"<th>climatology</th><td>none</td>",
+    "settings: regions": r"global \(mask \w{12}\)",
+    "settings: preset": r"<th>source of the preset</th><td>ATLAS",
+    "settings: published": r"<th>published: period</th><td>2020 \(not compared with the text\)</td>",
+}
+
+
+def run_of(model: str, error: float, members: int, dropped: int, **kept: object) -> Records:
+    """As of `wx-eval run` with preset atlas."""
+    rng = np.random.default_rng(0)
+    times = START + DAY * np.arange(44)
+    coords = {"time": times, "channel": ["t850"], "latitude": LAT, "longitude": LON}
+    values = rng.standard_normal((44, 1, 9, 16))
+    truth = xr.DataArray(values, coords, tuple(coords), attrs={"units": ["K"]})
+
+    def chunk(i: int, lead: int) -> Chunk:
+        noise = np.random.default_rng([i, lead, members]).standard_normal((members + 1, 1, 9, 16))
+        away = error * (noise[:1] + noise[1:])
+        return Chunk(
+            init_time=times[i], lead_time=lead * DAY, channels=("t850",), values=values[i + lead] + away
+        )
+
+    found = PRESETS["atlas"].evaluate(
+        [chunk(i, lead) for i in range(dropped, 40) for lead in (1, 3)],
+        truth,
+        model=model,
+        metrics=[*PRESETS["atlas"].metrics, wx_eval.Bias()],
+        truth_models=["ens"],
+        truth_name="analysis",
+    )
+    return replace(found, runs={model: [{"forecast": f"{model}.nc", "truth": "t.nc", **kept}]})
+
+
+@pytest.fixture(scope="module")
+def trusted() -> str:
+    a, c = run_of("a", 0.9, 6, 2), run_of("c", 1.0, 5, 0)
+    ens = run_of("ens", 1.0, 4, 0, regrid={"method": "conservative", "grid": "9x16"}, missing_truth="drop")
+    return Report.from_records(
+        a.merge(c, ens),
+        baseline="ens",
+        data=["a.parquet", "ens.parquet"],
+        command="wx-eval report a.parquet ens.parquet",
+    ).html()
+
+
+@pytest.mark.parametrize("item", SHOWN)
+def test_the_page_shows_what_a_scorecard_needs_to_be_trusted(item: str, trusted: str) -> None:
+    assert re.search(SHOWN[item], trusted, re.DOTALL), item
+
+
+def test_the_policy_on_missing_truth_is_that_of_every_run(trusted: str) -> None:
+    assert "policy of the runs: drop, error" in trusted
+
+
+def test_points_without_truth_are_counted() -> None:
+    a = records("a", 1.0, metrics=(wx_eval.RMSE(),))
+    n = a.table["n"].to_numpy()
+    absent = np.where(np.arange(len(n)) == 4, n[4] // 3, 0)
+    names = a.table.column_names
+    table = a.table.set_column(names.index("n_missing"), a.table.schema.field("n_missing"), [absent.tolist()])
+    words = Strict(Report.from_records(replace(a, table=table)).html()).words
+    share = 100 * absent[4] / (n[4] + absent[4])
+    assert f"1 rows lack it at some points, at most {share:.3g} %" in words
+
+
+def test_cells_that_only_the_test_of_the_card_finds_are_marked(card: Comparison) -> None:
+    def flawed(**changes: object) -> int:
+        comparison = replace(card, method="iid", cells=tuple(replace(c, **changes) for c in card.cells))
+        return sum(isinstance(m, Lines) and m.width == 1.8 for m in scorecard(comparison).marks)
+
+    key = flawed(significant=True, robust=True)
+    assert key == flawed(significant=False, robust=False) == 2
+    assert flawed(significant=True, robust=False) == key + len(card.cells)
+    by_default = replace(card, cells=tuple(replace(c, significant=True, robust=False) for c in card.cells))
+    assert by_default.by_default
+    assert not any(isinstance(m, Lines) and m.width == 1.8 for m in scorecard(by_default).marks)
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("crps_fair", "fair CRPS"),
+        ("brier_fair(>quantile(0.999))", "fair Brier score, above quantile 0.999"),
+        ("brier_biased(<=[t2m=280.0])", "Brier score, at or below [t2m=280.0]"),
+        ("rev(<0.5, cost_loss=0.01, decision=best)", "economic value at cost / loss 0.01, below 0.5"),
+        (
+            "rev(<0.5, cost_loss=0.1, decision=0.3)",
+            "economic value at cost / loss 0.1 by decision 0.3, below 0.5",
+        ),
+        ("auc(>=3.0)", "area under the ROC curve, at or above 3.0"),
+        ("fss(>1.0, 3 points periodic)", "fss(>1.0, 3 points periodic)"),
+        ("mine(>1)", "mine(>1)"),
+    ],
+)
+def test_titles_of_metrics(name: str, title: str) -> None:
+    assert metric_title(name) == title
+
+
+def test_scores_of_several_thresholds_share_a_chart() -> None:
+    metrics = tuple(wx_eval.Brier(level, event) for event in (">", "<") for level in (0.5, 1.0, 1.5))
+    report = Report.from_records(records("a", 1.0, metrics=metrics))
+    words = Strict(report.html()).words
+    for heading in ("Fair Brier score, above thresholds", "Fair Brier score, below thresholds"):
+        assert heading in words
+    curves = [f for n, f in report.figures.items() if "above-thresholds-t850" in n]
+    assert len(curves) == 1
+    assert sum(isinstance(m, Lines) and bool(m.title) for m in curves[0].marks) == 3
+
+
+def test_records_of_an_unknown_preset_say_so(pair: tuple[Records, Records]) -> None:
+    other = replace(pair[1], conventions=replace(pair[1].conventions, preset="wb2:00000000"))
+    assert "not of this version of wx-eval" in Report.from_records(other).html()

@@ -375,13 +375,8 @@ def test_limited_areas_have_no_spectrum_and_it_needs_the_globe() -> None:
         run(values, truth, [PowerSpectrum()], regions=["nh"])
 
 
-def test_a_real_t42_climatology_has_no_power_beyond_its_truncation() -> None:
-    path = Path(__file__).parents[4] / "shared/data/misc/ncep_june_climatology_t42.nc"
-    if not path.exists():
-        pytest.skip(
-            f"REAL DATA ABSENT: {path.name} not found, spectra of a Gaussian grid are not tested on it"
-        )
-    with xr.open_dataset(path, decode_cf=False) as file:
+def test_a_real_t42_climatology_has_no_power_beyond_its_truncation(samples: Path) -> None:
+    with xr.open_dataset(samples / "misc/ncep_june_climatology_t42.nc", decode_cf=False) as file:
         latitude, temperature = file["lat"].values, file["T"].values[0].astype(np.float64)
     # Temperature of a spectral model at T42, on 64 x 128 points at each level.
     power = power_spectrum(temperature, latitude)

@@ -503,19 +503,16 @@ def test_great_circle_distances() -> None:
 
 # Real data
 
-METAR_FILE = Path(__file__).parents[4] / "shared/data/obs/metar_2020-01_12stations.parquet"
-
 
 @pytest.fixture(scope="module")
-def real() -> StationReports:
-    if not METAR_FILE.exists():
-        pytest.skip(f"REAL DATA ABSENT: {METAR_FILE.name} not found, no real reports are matched")
+def real(samples: Path) -> StationReports:
+    path = samples / "obs/metar_2020-01_12stations.parquet"
     times = np.arange("2020-01-01", "2020-02-01", np.timedelta64(6, "h"), "datetime64[s]")
-    return StationReports(path=METAR_FILE, times=times, variables=metar("2m_temperature", "10m_wind_speed"))
+    return StationReports(path=path, times=times, variables=metar("2m_temperature", "10m_wind_speed"))
 
 
 def test_real_reports_equal_a_loop_over_the_table(real: StationReports) -> None:
-    table = pq.read_table(METAR_FILE).to_pydict()
+    table = pq.read_table(real.path).to_pydict()
     assert len(table["recNum"]) == 12549
     assert len(real.stations) == 12
     epoch = datetime(1970, 1, 1)
@@ -586,7 +583,7 @@ def test_real_reports_score_a_forecast_of_known_errors(real: StationReports) -> 
 
 def test_figures_of_the_real_file(real: StationReports, tmp_path: Path) -> None:
     """Counts from a plain text copy of the table, read by the csv module."""
-    table = pq.read_table(METAR_FILE).to_pydict()
+    table = pq.read_table(real.path).to_pydict()
     path = tmp_path / "copy.csv"
     names = ["stationName", "timeObs", "temperature", "temperatureDD"]
     with path.open("w", newline="") as file:
@@ -607,7 +604,7 @@ def test_figures_of_the_real_file(real: StationReports, tmp_path: Path) -> None:
     # The mean of all of January at each station, as the one state of a month of tolerance.
     middle = np.array(["2020-01-16T09"], "datetime64[s]")
     month = StationReports(
-        path=METAR_FILE,
+        path=real.path,
         times=middle,
         variables=metar("2m_temperature"),
         tolerance=np.timedelta64(369 * 60 + 30, "m"),

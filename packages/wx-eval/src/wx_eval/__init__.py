@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from wx_eval._bootstrap import stationary_bootstrap
     from wx_eval._card import scorecard
     from wx_eval._climatology import DayClimatology
-    from wx_eval._compare import Comparison, compare, compare_models
+    from wx_eval._compare import Comparison, compare, compare_models, corrected_together
     from wx_eval._crps import CRPSPart, HersbachTerm, TwCRPS
     from wx_eval._curves import reliability_diagram, roc_curve, value_curve
     from wx_eval._cyclones import Matching, score_tracks
     from wx_eval._density import DensityWeights
     from wx_eval._doctor import Diagnosis, Finding, doctor
+    from wx_eval._doctor_stations import doctor_stations
     from wx_eval._evaluate import Band, Evaluation, evaluate
     from wx_eval._event_scores import AUC, REV, RPS, Brier, Categorical, EventFrequencies
     from wx_eval._fields import Chunk
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from wx_eval._multivariate import EnergyScore, JointEnergyScore, MemberStream, VariogramScore
     from wx_eval._neighbourhood import FSS, PooledCRPS, UsefulFSS
     from wx_eval._open import open_source
-    from wx_eval._presets import PRESETS, Preset
+    from wx_eval._presets import PRESETS, Bootstrap, Card, Events, Preset
     from wx_eval._protocols import Climatology, Comm, ForecastChunk, History
     from wx_eval._quantiles import WIS, IntervalScore, QuantileScore
     from wx_eval._records import Records
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from wx_eval._statistics import FieldStatistic, Statistic
     from wx_eval._tracker import Tracker, track_forecasts, track_history
     from wx_eval._tracks import Track, TrackForecasts, TrackLayout, read_tracks, strike_truth, strikes
+    from wx_eval._vectors import VectorCase, vectors
     from wx_eval._weights import PointWeights, cell_weights
     from wx_eval._wind import WindRMSE
 
@@ -90,9 +92,11 @@ __all__ = [
     "Activity",
     "Band",
     "Bias",
+    "Bootstrap",
     "Brier",
     "BrierTerm",
     "CRPSPart",
+    "Card",
     "Categorical",
     "Chunk",
     "ClimateCheck",
@@ -106,6 +110,7 @@ __all__ = [
     "EnergyScore",
     "Evaluation",
     "EventFrequencies",
+    "Events",
     "FieldStatistic",
     "Figure",
     "Finding",
@@ -148,6 +153,7 @@ __all__ = [
     "TwCRPS",
     "UsefulFSS",
     "VariogramScore",
+    "VectorCase",
     "WindRMSE",
     "at_points",
     "benjamini_hochberg",
@@ -156,7 +162,9 @@ __all__ = [
     "climatology",
     "compare",
     "compare_models",
+    "corrected_together",
     "doctor",
+    "doctor_stations",
     "ensemble_statistics",
     "evaluate",
     "holm",
@@ -179,6 +187,7 @@ __all__ = [
     "track_forecasts",
     "track_history",
     "value_curve",
+    "vectors",
     "zonal_spectrum",
 ]
 
@@ -195,6 +204,7 @@ _MODULES = {
     "Comparison": "_compare",
     "compare": "_compare",
     "compare_models": "_compare",
+    "corrected_together": "_compare",
     "CRPSPart": "_crps",
     "HersbachTerm": "_crps",
     "TwCRPS": "_crps",
@@ -207,6 +217,7 @@ _MODULES = {
     "Diagnosis": "_doctor",
     "Finding": "_doctor",
     "doctor": "_doctor",
+    "doctor_stations": "_doctor_stations",
     "Band": "_evaluate",
     "Evaluation": "_evaluate",
     "evaluate": "_evaluate",
@@ -248,6 +259,9 @@ _MODULES = {
     "UsefulFSS": "_neighbourhood",
     "open_source": "_open",
     "PRESETS": "_presets",
+    "Bootstrap": "_presets",
+    "Card": "_presets",
+    "Events": "_presets",
     "Preset": "_presets",
     "Climatology": "_protocols",
     "Comm": "_protocols",
@@ -287,6 +301,8 @@ _MODULES = {
     "read_tracks": "_tracks",
     "strike_truth": "_tracks",
     "strikes": "_tracks",
+    "VectorCase": "_vectors",
+    "vectors": "_vectors",
     "PointWeights": "_weights",
     "cell_weights": "_weights",
     "WindRMSE": "_wind",

@@ -17,7 +17,7 @@ Times = npt.NDArray[np.datetime64]
 
 
 def climatology(
-    history: xr.DataArray | History,
+    history: xr.DataArray | xr.Dataset | History,
     init_times: Iterable[np.datetime64],
     lead_times: Iterable[np.timedelta64],
     *,
@@ -74,7 +74,7 @@ def climatology(
 
 
 def persistence(
-    history: xr.DataArray | History,
+    history: xr.DataArray | xr.Dataset | History,
     init_times: Iterable[np.datetime64],
     lead_times: Iterable[np.timedelta64],
 ) -> Iterator[Chunk]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from ._kernels import is_tensor
 
 # What is read at once, where the pieces of the storage allow it.
 _READ_BYTES = 64 << 20
+# What is read at once at most, to take the channels of a piece of the storage together.
+_PIECE_BYTES = 1 << 30
 
 
 class Blocks:
@@ -30,11 +34,14 @@ class Blocks:
         self._values, self._run = values, run
         shape = values.shape
         pieces = stored_pieces(values)
-        self._step = pieces[1] or 1
+        edges = _edges(values, shape[1])
+        widest = max(b - a for a, b in pairwise(edges))
         line = values.dtype.itemsize * shape[0] * int(np.prod(shape[3:])) * run
         piece = -(-(pieces[2] or run) // run)
-        fitting = [_READ_BYTES // (line * c) // piece * piece for c in (shape[1], min(self._step, shape[1]))]
+        fitting = [_READ_BYTES // (line * c) // piece * piece for c in (shape[1], widest)]
         height = next((h for h in fitting if h), piece)
+        most = max(1, _PIECE_BYTES // (line * min(height, rows)))
+        self._edges = sorted({e for a, b in pairwise(edges) for e in (*range(a, b, most), b)})
         self._here = whole = isinstance(values, np.ndarray) or is_tensor(values)
         self.rows = [slice(0, rows)] if whole else _cut(rows, height)
         self._all = whole or fitting[0] > 0
@@ -63,8 +70,8 @@ class Blocks:
             first, last = 0, total
         else:
             assert isinstance(channels, slice)
-            first = channels.start // self._step * self._step
-            last = min(total, -(-min(channels.stop, total) // self._step) * self._step)
+            first = self._edges[bisect_right(self._edges, channels.start) - 1]
+            last = self._edges[bisect_left(self._edges, min(channels.stop, total))]
         held = self._held
         if held is None or held[2] != rows or first < held[0] or last > held[1]:
             place = slice(rows.start * self._run, rows.stop * self._run)
@@ -76,6 +83,15 @@ class Blocks:
 
 def _cut(rows: int, height: int) -> list[slice]:
     return [slice(r, min(r + height, rows)) for r in range(0, rows, height)]
+
+
+def _edges(values: Any, channels: int) -> list[int]:
+    """Where pieces of the storage begin and end along the channels."""
+    stored = getattr(values, "chunks", None)
+    sizes = 0 if stored is None else stored[1]
+    if isinstance(sizes, tuple):
+        return [0, *np.cumsum(sizes).tolist()]
+    return [*range(0, channels, sizes or 1), channels]
 
 
 def stored_pieces(values: Any) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -46,12 +47,44 @@ _WORSE = ("#fdebd9", "#fbd3ab", "#f5ae6c", "#e48537", "#b85a13", "#853c08")
 _EVEN, _UNTESTED = "#f5f5f3", "#e3e1dd"
 _HATCH = 0.25
 _HEIGHT = 22
+_MOST_NAMED = 4
 _SMALL, _SETTING = 9.5, 11.0
+
+
+_EVENT_NAMES = {
+    "brier_fair": "fair Brier score",
+    "brier_biased": "Brier score",
+    "auc": "area under the ROC curve",
+    "rev": "economic value",
+}
+_BEYOND = {">": "above", ">=": "at or above", "<": "below", "<=": "at or below"}
+_EVENT = re.compile(r"(\w+)\((>=|<=|>|<)(.*?)(?:, cost_loss=([\d.e-]+), decision=(\w+|[\d.]+))?\)")
 
 
 def metric_title(name: str) -> str:
     """What a metric is called on a page."""
-    return NAMES.get(name, name)
+    found = _EVENT.fullmatch(name)
+    if found is None or found[1] not in _EVENT_NAMES:
+        return NAMES.get(name, name)
+    kind, beyond, threshold, ratio, decision = found.groups()
+    at = f" at cost / loss {ratio}" if ratio else ""
+    chosen = f" by decision {decision}" if decision not in (None, "best") else ""
+    return f"{_EVENT_NAMES[kind]}{at}{chosen}, {event_title(beyond, threshold)}"
+
+
+def event_title(event: str, threshold: str) -> str:
+    """What an event is called on a page."""
+    where = re.sub(r"quantile\((.*)\)", r"quantile \1", threshold)
+    return f"{_BEYOND[event]} {where}"
+
+
+def metrics_title(names: Sequence[str]) -> str:
+    """What several metrics are called in a sentence."""
+    titles = list(map(metric_title, names))
+    if len(titles) <= _MOST_NAMED:
+        return ", ".join(titles)
+    kinds = dict.fromkeys(title.partition(",")[0] for title in titles)
+    return f"{len(titles)} metrics ({', '.join(kinds)})"
 
 
 def unit_text(kind: str, channel: str) -> str:
@@ -106,7 +139,7 @@ def scorecard(comparison: Comparison, *, width: float = 1180) -> Figure:
     """
     title = f"{comparison.model_a} against {comparison.model_b}"
     head = Figure(width, 22, (Text(0, 16, title, "start", 16.0, INK, True),), title)
-    parts = [head, arranged(legend(comparison.model_a, comparison.model_b), width, gap=18)]
+    parts = [head, arranged(legend(comparison), width, gap=18)]
     for metric in comparison.metrics:
         heading = Figure(width, 16, (Text(0, 14, metric_title(metric), "start", 13.0, INK, True),))
         parts += [heading, arranged(panels(comparison, metric).values(), width)]
@@ -177,9 +210,22 @@ def _cell(
     ink = class_ink(per_cent)
     centre = (x + 7, y + _HEIGHT / 2) if numbers else (x + step / 2, y + _HEIGHT / 2)
     marks.append(_triangle(centre, per_cent, cell.significant, ink))
+    if lenient(cell, comparison):
+        marks.append(_flaw(centre, per_cent, shade))
     if numbers:
         marks.append(Text(x + step - 4, y + 15, _size(per_cent), "end", _SMALL, ink, cell.significant))
     return marks
+
+
+def lenient(cell: Cell, comparison: Comparison) -> bool:
+    """Whether a cell is significant by the test of the card alone, not by the default one."""
+    return cell.significant and not cell.robust and not comparison.by_default
+
+
+def _flaw(centre: tuple[float, float], per_cent: float, ground: str) -> Lines:
+    """A bar through a filled triangle."""
+    (x, y), half = centre, 2.6 + 0.45 * class_step(per_cent)
+    return Lines([[(x - half, y + half), (x + half, y - half)]], ground, 1.8)
 
 
 def _triangle(centre: tuple[float, float], per_cent: float, filled: bool, ink: str) -> Lines:
@@ -193,29 +239,60 @@ def _triangle(centre: tuple[float, float], per_cent: float, filled: bool, ink: s
     return Lines([[*points, points[0]]], ink, 0.9)
 
 
-def bias_panel(region: str, comparison: Comparison) -> Figure:
-    """The bias of the baseline at the channels and lead times of a card, as numbers."""
-    cells = {(c.channel, c.lead_time): c for c in comparison.cells if c.region == region}
-    channels = list(dict.fromkeys(channel for channel, _ in cells))
-    leads = sorted({lead for _, lead in cells})
+def bias_panels(comparison: Comparison) -> list[Figure]:
+    """The bias of the baseline in each region."""
+    units = comparison.conventions.units
+    return [
+        number_panel(region, {(c.channel, c.lead_time): c.bias_b for c in cells}, units, "bias")
+        for region, cells in _by_region(comparison.cells).items()
+    ]
+
+
+def score_panels(comparison: Comparison, metric: str) -> list[Figure]:
+    """The score of the baseline in each region."""
+    kind, known = comparison.metric_units.get(metric, ""), comparison.conventions.units
+    found = _by_region([cell for cell in comparison.cells if cell.metric == metric])
+    return [
+        number_panel(
+            region,
+            {(c.channel, c.lead_time): c.score_b for c in cells},
+            {c.channel: unit_text(kind, known.get(c.channel, "")) for c in cells},
+            metric_title(metric),
+        )
+        for region, cells in found.items()
+    ]
+
+
+def _by_region(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda c: c.region != "global"):
+        found.setdefault(cell.region, []).append(cell)
+    return found
+
+
+def number_panel(
+    region: str, values: Mapping[tuple[str, np.timedelta64], float], units: Mapping[str, str], what: str
+) -> Figure:
+    """Numbers by channel and lead time, each row with its unit."""
+    channels = list(dict.fromkeys(channel for channel, _ in values))
+    leads = sorted({lead for _, lead in values})
     step, top, height = 35, 38, 17
     left = max(text_width(channel, 11.0) for channel in channels) + 10
     end = left + step * len(leads)
     marks: list[Mark] = [Text(0, 14, region, "start", 12.0, INK, True)]
     marks += [Text(left + step * (j + 1) - 4, top - 5, days(lead), "end") for j, lead in enumerate(leads)]
-    width = end
+    width = max(end, text_width(region, 12.0, True))
     for i, channel in enumerate(channels):
         y = top + height * i
-        row = [cells[channel, lead].bias_b if (channel, lead) in cells else np.nan for lead in leads]
-        texts, factor = _short(row)
-        unit = f"{factor} {comparison.conventions.units.get(channel, '')}".strip()
+        texts, factor = _short([values.get((channel, lead), np.nan) for lead in leads])
+        unit = f"{factor} {units.get(channel, '')}".strip()
         marks.append(Lines([[(left, y), (end, y)]], LINE))
         marks.append(Text(left - 6, y + 12, channel, "end", 11.0, INK))
         for j, text in enumerate(texts):
             marks.append(Text(left + step * (j + 1) - 4, y + 12, text, "end", _SMALL, INK))
         marks.append(Text(end + 6, y + 12, unit))
         width = max(width, end + 8 + text_width(unit))
-    return Figure(width, top + height * len(channels) + 2, tuple(marks), f"bias in {region}")
+    return Figure(width, top + height * len(channels) + 2, tuple(marks), f"{what} in {region}")
 
 
 def _short(row: Sequence[float]) -> tuple[list[str], str]:
@@ -246,14 +323,17 @@ def describe(cell: Cell, comparison: Comparison) -> str:
         if np.isfinite(cell.skill):
             lines[-1] += f", {100 * abs(cell.skill):.3g} % {'better' if cell.skill >= 0 else 'worse'}"
         lines.append(f"p {cell.p_value:.2g}, corrected {cell.p_adjusted:.2g}")
+        if not comparison.by_default:
+            lines.append(f"by the default test {cell.p_ewc_ar1:.2g}, corrected {cell.p_robust:.2g}")
     starts = f"{cell.n} starts, {cell.n_dropped} dropped"
     if np.isfinite(cell.n_effective):
         starts += f", {cell.n_effective:.0f} effective (inflation {cell.inflation:.2f})"
     return "\n".join([*lines, starts, *cell.notes])
 
 
-def legend(model_a: str, model_b: str) -> list[Figure]:
+def legend(comparison: Comparison) -> list[Figure]:
     """Key of colours, triangles and hatching, entry by entry."""
+    model_a, model_b = comparison.model_a, comparison.model_b
     marks: list[Mark] = []
     values = [-75, -35, -15, -7, -3, -1.5, 0, 1.5, 3, 7, 15, 35, 75]
     edges = [*map(str, CLASS_EDGES[::-1]), *map(str, CLASS_EDGES)]
@@ -300,6 +380,10 @@ def legend(model_a: str, model_b: str) -> list[Figure]:
             28,
         ),
     ]
+    if not comparison.by_default:
+        marks = [_triangle((8, 9), 15, True, ink), _flaw((8, 9), 15, "#ffffff")]
+        marks += [_triangle((24, 9), -15, True, ink), _flaw((24, 9), -15, "#ffffff")]
+        entries.insert(4, _entry(marks, "significant by this test, not by the default one", 34))
     return [scale, *entries]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._grid import Array, Grid, Vector
-from ._kernels import EnsembleStatistics, Kernel, ensemble_statistics, to_numpy
+from ._kernels import EnsembleStatistics, Kernel, ensemble_statistics, is_tensor, mean_error, to_numpy
 
 
 class Case:
@@ -69,7 +69,10 @@ class Case:
     @cached_property
     def error(self) -> Vector:
         """Ensemble mean minus truth (C, N)."""
-        return self.ensemble.error.astype(np.float64)
+        if "ensemble" in self.__dict__ or is_tensor(self._values):
+            return self.ensemble.error.astype(np.float64)
+        # Most of the time of `ensemble` goes into a sort, which the mean does not need.
+        return mean_error(self._values, self.truth).astype(np.float64)
 
     @cached_property
     def scored(self) -> npt.NDArray[np.bool_]:

@@ -69,6 +69,8 @@ class Cell:
     p_adjusted: float
     significant: bool
     notes: tuple[str, ...]
+    p_robust: float = np.nan
+    robust: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _group(
     metric: Metric, pair: Pair, group: Group, sides: Sequence[_Arrays], test: Test, own: bool
 ) -> Iterator[dict[str, Any]]:
     """Fields of each cell of a group that come from its series."""
-    names = [f.name for f in fields(Cell) if f.type == "float" and f.name != "p_adjusted"]
+    names = [f.name for f in fields(Cell) if f.type == "float" and f.name not in ("p_adjusted", "p_robust")]
     columns = {name: np.full(len(group.cells), np.nan) for name in names}
     notes: list[tuple[str, ...]] = [("fewer than 2 pairs",)] * len(group.cells)
     if len(group.starts) > 1:

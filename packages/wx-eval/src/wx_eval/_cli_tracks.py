@@ -6,10 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ._config import SourceSettings, checked, chosen_inits, duration, durations, members, settings_of
-from ._regions import BOXES
+from ._choices import BOXES
+from ._texts import checked, duration, durations, members, names, pair
 
 Arguments = argparse.Namespace
 
@@ -34,7 +32,9 @@ def fill_tracks(command: argparse.ArgumentParser) -> None:
     command.add_argument("--leads", type=checked(durations), metavar="0h/5d/6h", help="first/last/step")
     command.add_argument("--inits", metavar="A/B[/STEP]", help="first/last, first/last/step, or a list")
     command.add_argument("--members", type=checked(members), metavar="0,1-50", help="keep these members")
-    command.add_argument("--rename", action="append", metavar="OLD=NEW", help="channel", default=[])
+    command.add_argument(
+        "--rename", type=checked(pair), action="append", default=[], metavar="OLD=NEW", help="channel"
+    )
     command.add_argument("--lead-time", metavar="24h", help="where the files do not tell it")
     command.add_argument(
         "--tracker", default="", metavar="SETTINGS", help='of wx_eval.Tracker, such as "depth=300"'
@@ -43,18 +43,20 @@ def fill_tracks(command: argparse.ArgumentParser) -> None:
 
 def tracks(arguments: Arguments) -> int:
     """Track cyclones in every start and member."""
-    from ._job import opened
+    import numpy as np
+
+    from ._config import SourceSettings, chosen_inits, settings_of
     from ._open import Forecast
     from ._tracker import Tracker, track_forecasts
 
-    data: dict[str, Any] = {"path": arguments.path, "rename": dict(_pair(p) for p in arguments.rename)}
+    data: dict[str, Any] = {"path": arguments.path, "rename": dict(arguments.rename)}
     if arguments.lead_time is not None:
         data["lead_time"] = arguments.lead_time
     if arguments.members is not None:
         data["members"] = [str(m) for m in arguments.members]
     given = settings_of(arguments.tracker, Tracker, "tracker")
     tracker = Tracker(**{"wind": ("u10", "v10"), **given})
-    source = opened(SourceSettings.parse(data, "forecast"), "forecast")
+    source = SourceSettings.parse(data, "forecast").open("forecast")
     wanted = [c for c in dict.fromkeys((*tracker.channels, tracker.pressure)) if c in source.channels]
     absent = sorted(set(tracker.channels) - set(wanted))
     if absent:
@@ -76,13 +78,17 @@ def tracks(arguments: Arguments) -> int:
 
 def fill_score(command: argparse.ArgumentParser) -> None:
     """Options of `wx-eval score-tracks`."""
-    command.add_argument("tracks", nargs="+", metavar="MODEL=PATH", help="written by wx-eval tracks")
+    command.add_argument(
+        "tracks", nargs="+", type=checked(pair), metavar="MODEL=PATH", help="written by wx-eval tracks"
+    )
     command.add_argument("--best", required=True, help="best tracks, csv or parquet")
     command.add_argument("-o", "--output", required=True, help="parquet file of records")
     command.add_argument(
         "--layout", default="", metavar="SETTINGS", help="of wx_eval.TrackLayout; IBTrACS if not given"
     )
-    command.add_argument("--regions", metavar="A,B", default="global", help="of " + ", ".join(BOXES))
+    command.add_argument(
+        "--regions", type=names, metavar="A,B", default=["global"], help="of " + ", ".join(BOXES)
+    )
     command.add_argument("--radius-km", type=float, default=300.0, help="between storm and track, or 300")
     command.add_argument("--late", type=checked(duration), default=43200, metavar="12h", help="of a track")
     command.add_argument("--overlap", type=int, default=1, help="common times, or 1")
@@ -94,12 +100,15 @@ def fill_score(command: argparse.ArgumentParser) -> None:
 
 def score(arguments: Arguments) -> int:
     """Score tracks against best tracks."""
+    import numpy as np
+
+    from ._config import settings_of
     from ._cyclones import Matching, score_tracks
     from ._tracks import TrackForecasts, TrackLayout, read_tracks
 
     layout = settings_of(arguments.layout, TrackLayout, "layout")
     records = score_tracks(
-        {model: TrackForecasts.from_parquet(path) for model, path in map(_pair, arguments.tracks)},
+        {model: TrackForecasts.from_parquet(path) for model, path in arguments.tracks},
         read_tracks(arguments.best, TrackLayout(**layout) if layout else None),
         matching=Matching(
             radius_km=arguments.radius_km,
@@ -108,16 +117,9 @@ def score(arguments: Arguments) -> int:
         ),
         alive=arguments.alive,
         sample=arguments.sample,
-        regions=[name.strip() for name in arguments.regions.split(",")],
+        regions=arguments.regions,
         truth_name=Path(arguments.best).name.split(".")[0],
     )
     records.to_parquet(arguments.output)
     print(f"{arguments.output}: {len(records)} rows of {', '.join(records.models)}")
     return 0
-
-
-def _pair(text: str) -> tuple[str, str]:
-    left, equals, right = text.partition("=")
-    if not (left and equals and right):
-        raise ValueError(f"expected NAME=VALUE, got {text!r}")
-    return left, right

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Self, get_args
 
 import numpy as np
 import xarray as xr
 
 from ._fields import as_history, seconds
-from ._grid import Array
+from ._files import open_datasets
+from ._grid import Array, digest
+from ._pieces import Memory, written
 from ._protocols import History
 from ._seasons import QUANTILE, SLOTS, SUFFIXES, Calendar, Kernel, Sweeps, check_calendar, slots, window
 
@@ -100,7 +103,7 @@ class DayClimatology:
     @classmethod
     def build(
         cls,
-        history: xr.DataArray | History,
+        history: xr.DataArray | xr.Dataset | History,
         *,
         quantiles: Sequence[float] = (),
         seeps: Mapping[str, float] | None = None,
@@ -109,6 +112,7 @@ class DayClimatology:
         calendar: Calendar = "monthday",
         name: str | None = None,
         memory_bytes: int = 1 << 30,
+        path: str | PathLike[str] | None = None,
     ) -> Self:
         """Statistics of all states of one hour of day within a window of days around each day of the year.
 
@@ -121,9 +125,10 @@ class DayClimatology:
         days, and 29 February is the day of 28 February there. In "doy" every ring has 366 days and 31
         December of a common year is both day 365 and 366, as in WeatherBench 2.
 
-        The history is swept in order of time, once for as many points as `memory_bytes` holds. A point of one
-        channel takes 23 kB per hour of the day for means, and four times its whole series for quantiles and
-        SEEPS.
+        The history is swept in order of time, channel by channel, once for as many rows and hours as
+        `memory_bytes` holds. A point takes 23 kB per hour of the day for means, and four times its whole
+        series for quantiles and SEEPS. With `path` the result is written piece by piece and memory does not
+        grow with the grid; it appears there when it is complete, and a zarr folder that was stopped goes on.
 
         Args:
             history: states (time, channel, *space), or a History. A NaN makes its windows NaN.
@@ -135,10 +140,12 @@ class DayClimatology:
             kernel: "triangle", w = 1 - |days| / W, which is 0 at both ends, or "flat", w = 1.
             calendar: see the class.
             name: by default period, window and calendar.
-            memory_bytes: of the work space; the result itself comes on top.
+            memory_bytes: of the work space; without `path` the result itself comes on top.
+            path: a folder that ends in .zarr, or a netCDF file, that the result is written to and read from.
 
         Raises:
-            ValueError: for a day without any state in its window, or precipitation without a unit.
+            ValueError: for a day without any state in its window, a channel of `seeps` that is not there, or
+                precipitation without a unit.
         """
         check_calendar(calendar)
         if kernel not in get_args(Kernel) or not 0 <= window_days <= SLOTS // 2 - 1:
@@ -150,24 +157,30 @@ class DayClimatology:
             raise ValueError(f"quantiles must lie within 0..1, got {tuple(quantiles)}")
         source = as_history(history, "history")
         work = Sweeps(source, calendar, window(calendar, kernel, window_days), memory_bytes)
-        variables = work.moments()
-        for channel in work.names if quantiles or seeps else ():
-            dry_mm = (seeps or {}).get(channel)
-            if quantiles or dry_mm is not None:
-                variables |= work.order_statistics(channel, tuple(quantiles), dry_mm)
-        if set(seeps or {}) - set(work.names):
-            raise ValueError(f"seeps names channels {sorted(seeps or {})}, the history has {work.names}")
+        dry, levels = dict(seeps or {}), tuple(quantiles)
+        if set(dry) - set(work.names):
+            raise ValueError(f"seeps names channels {sorted(dry)}, the history has {list(work.names)}")
         first, last = (str(t.astype("datetime64[D]")) for t in (source.times[0], source.times[-1]))
         label = name or f"{first} to {last}, {kernel} of {window_days} days, {calendar}"
-        dataset = work.dataset(variables, quantiles)
-        dataset.attrs = {
+        frame = work.frame.assign_coords({"quantile": np.array(levels)} if levels else {})
+        frame.attrs = {
             "name": label,
             "calendar": calendar,
             "kernel": kernel,
             "window_days": window_days,
             "channels": json.dumps(work.names),
         }
-        return cls(dataset, label, calendar, {c: c for c in work.names})
+        variables = work.variables(levels, dry)
+        if path is None:
+            memory = Memory(variables)
+            work.fill(memory, levels, dry)
+            return cls(memory.dataset(frame), label, calendar, {c: c for c in work.names})
+        times = digest(seconds(source.times))
+        key = json.dumps([frame.attrs, levels, sorted(dry.items()), times, work.first.shape, memory_bytes])
+        with written(path, frame, variables, key) as store:
+            work.fill(store, levels, dry)
+        [(_, dataset)] = open_datasets([fspath(path)])
+        return cls.open(dataset)
 
     def at(self, statistic: str, valid_time: np.datetime64, /) -> xr.DataArray:
         """See `Climatology.at`: of all channels that have the statistic, in their units.

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from ._cells import OWN_ANALYSIS as OWN_ANALYSIS
 from ._cells import Cell as Cell
 from ._cells import Pair, cells_of, hours
+from ._grid import Vector
 from ._inference import Method
 from ._metrics import Metric
 from ._multiplicity import Correction, adjusted, benjamini_hochberg
@@ -40,12 +41,14 @@ class Comparison:
         spacing: between starts, None when uneven.
         conventions: of both sets of records.
         n_corrected: tests that were corrected together, more than `n_tests` in one of several cards.
+        n_cards: cards of which these are the tests.
         sample: which starts enter, see `compare`.
         months: of the starts, empty for all.
         lag: how much earlier b started, None for at the same time.
         average: over starts.
         resampling: of the bootstrap, "" without one.
         metric_units: `Metric.unit` by name.
+        regridding: what was done to each forecast before it was scored, "" where the records do not tell.
     """
 
     model_a: str
@@ -68,6 +71,18 @@ class Comparison:
     average: Average = "starts"
     resampling: str = ""
     metric_units: Mapping[str, str] = field(default_factory=dict)
+    n_cards: int = 1
+    regridding: tuple[str, str] = ("", "")
+
+    @property
+    def title(self) -> str:
+        """Who is compared, and how if not by a t test."""
+        return f"{self.model_a} against {self.model_b}" + (", bootstrap" if self.resampling else "")
+
+    @property
+    def by_default(self) -> bool:
+        """Whether test and correction are the defaults of `compare`, to which `Cell.robust` refers."""
+        return (self.method, self.correction) == ("ewc_ar1", "benjamini-hochberg")
 
     @property
     def n_tests(self) -> int:
@@ -102,6 +117,11 @@ class Comparison:
             "worse_significant": sum(cell.significant for cell in worse),
         }
 
+    def count_robust(self) -> tuple[int, int]:
+        """Cells in which a is significantly better, and worse, by the default test and correction."""
+        sure = [cell.difference for cell in self.cells if cell.robust]
+        return sum(d < 0 for d in sure), sum(d > 0 for d in sure)
+
     def table(self) -> pa.Table:
         """One row per cell.
 
@@ -110,8 +130,10 @@ class Comparison:
         The loss is the score where low is good, its negative where high is, and |score - 1| or |score| where
         1 or 0 is. skill = (loss_b - loss_a) / |loss_b|. bias_a and bias_b are mean errors over the same
         starts, null where the records do not hold them. inflation is the standard error over the one for
-        independent starts, n_effective = n / inflation^2. p_iid, p_geer, p_ewc and p_ewc_ar1 come before any
-        correction; p_value is the one of `method`, p_adjusted that after `correction`. The notes are those of
+        independent starts, n_effective = n / inflation^2, above n where successive differences alternate.
+        p_iid, p_geer, p_ewc and p_ewc_ar1 come before any correction; p_value is the one of `method`,
+        p_adjusted that after `correction`, p_robust the p_ewc_ar1 after the correction of Benjamini and
+        Hochberg over the same tests, so that a lenient test has a sound one beside it. The notes are those of
         `paired_test` and
 
         - "own analysis": the truth is the analysis of a or b and the lead time below two days;
@@ -137,6 +159,10 @@ class Comparison:
         dropped = max((cell.n_dropped for cell in self.cells), default=0)
         spacing = "uneven" if self.spacing is None else hours(self.spacing)
         c = self.conventions
+        better, worse = self.count_robust()
+        brought = [
+            f"{m}: {t}" for m, t in zip((self.model_a, self.model_b), self.regridding, strict=True) if t
+        ]
         own = [name for name in (self.model_a, self.model_b) if name in c.truth_models]
         optional = {
             "months of starts": " ".join(map(str, self.months)),
@@ -147,6 +173,12 @@ class Comparison:
             if own
             else "",
             "resampling": self.resampling,
+            "interpolation": c.interpolation,
+            "regridding": "; ".join(brought),
+            "by the default test": ""
+            if self.by_default
+            else f"significantly better in {better} and worse in {worse} cells (ewc_ar1, Benjamini-Hochberg "
+            f"over the same {self.n_corrected} tests)",
         }
         return {
             "models": f"{self.model_a} against {self.model_b}",
@@ -163,7 +195,10 @@ class Comparison:
             "preset": c.preset or "none",
             "conventions": c.digest,
             "test": _TESTS[self.method],
-            "correction": f"{self.correction} over {self.n_corrected} tests at level {self.alpha:g}",
+            "number of tests": f"{self.n_tests} on this card"
+            + (f", {self.n_corrected} on all {self.n_cards} cards" if self.n_cards > 1 else ""),
+            "correction": f"{self.correction} over {self.n_corrected} tests at level {self.alpha:g}"
+            + (", and over those of this card" if self.n_cards > 1 and self.correction != "none" else ""),
             "expected false positives": f"{self.expected_false_positives:.1f} before the correction",
             "any difference at all": f"p = {self.field_p_value:.2g} (Simes)",
             **{name: text for name, text in optional.items() if text},
@@ -179,6 +214,7 @@ _T = "two-sided paired t test, standard error"
 _TESTS: Mapping[str, str] = {
     "iid": f"{_T} iid (independent starts)",
     "geer": f"{_T} geer (AR(2) inflation)",
+    "geer_wbx": f"{_T} geer_wbx (AR(2) inflation as in WeatherBench-X)",
     "ewc": f"{_T} ewc (equal-weighted cosines)",
     "ewc_ar1": f"{_T} ewc_ar1 (equal-weighted cosines, corrected by an AR(1) spectrum)",
     "hln": "Diebold-Mariano test of Harvey, Leybourne and Newbold (hln)",
@@ -257,6 +293,7 @@ def compare(
     chosen = resolve(a, [metrics] if isinstance(metrics, str | Metric) else list(metrics))
     seasons = checked_months(months)
     sides = (_one_model(a, model_a, "a"), _shifted(_one_model(b, model_b, "b"), lag))
+    lead_times = None if lead_times is None else list(lead_times)
     ours, theirs = (
         in_months(r.select(channel=channels, region=regions, lead_time=lead_times), seasons) for r in sides
     )
@@ -280,7 +317,7 @@ def compare(
     ]
     steps = np.unique(np.diff(starts))
     blocks = "automatic blocks" if block is None else f"blocks of {block:g} starts"
-    return _corrected(
+    return corrected_together(
         [
             Comparison(
                 model_a=names[0],
@@ -302,6 +339,7 @@ def compare(
                 lag=lag,
                 average=average,
                 metric_units={metric.name: metric.unit for metric in chosen},
+                regridding=(regridding(a, names[0]), regridding(b, names[1])),
                 resampling=f"{resamples} resamples of {blocks}, seed {seed}" if method == "bootstrap" else "",
             )
         ]
@@ -316,7 +354,9 @@ def compare_models(
     models: Sequence[str] | None = None,
     **choices: Any,
 ) -> tuple[Comparison, ...]:
-    """`compare` several models with one baseline, with one correction over the tests of all cards.
+    """`compare` several models with one baseline, with a correction over the tests of all cards.
+
+    An adjusted p-value is the larger of that over all cards and that over its own card.
 
     Args:
         records: of all models.
@@ -332,22 +372,40 @@ def compare_models(
     if not names or baseline in names:
         raise ValueError(f"need models other than the baseline {baseline!r}, got {names} of {records.models}")
     cards = [compare(records, records, metrics, model_a=m, model_b=baseline, **choices) for m in names]
-    return tuple(_corrected(cards))
+    return tuple(corrected_together(cards))
 
 
-def _corrected(cards: Sequence[Comparison]) -> list[Comparison]:
-    """Adjust p-values over all cards together."""
-    p = np.array([cell.p_value for card in cards for cell in card.cells])
-    q = iter(adjusted(p, cards[0].correction).tolist())
-    tests = int((~np.isnan(p)).sum())
+def corrected_together(cards: Sequence[Comparison]) -> list[Comparison]:
+    """Adjust p-values over the tests of all cards, by the correction of each and by the default.
+
+    An adjusted p-value is the larger of that over all cards and that over its own. By the first alone the
+    discoveries that one model deserves would allow more false ones on the card of another, which the
+    Benjamini-Hochberg procedure counts as a share of all; by the second alone every further model would be
+    another chance to find something where there is nothing.
+    """
+    tests = sum(card.n_tests for card in cards)
+    adjust = {card.correction: _adjusted(cards, "p_value", card.correction) for card in cards}
+    robust = _adjusted(cards, "p_ewc_ar1", "benjamini-hochberg")
     out = []
-    for card in cards:
-        cells = []
-        for cell in card.cells:
-            value = next(q)
-            cells.append(replace(cell, p_adjusted=value, significant=bool(value < card.alpha)))
-        out.append(replace(card, cells=tuple(cells), n_corrected=tests))
+    for k, card in enumerate(cards):
+        found = zip(card.cells, adjust[card.correction][k].tolist(), robust[k].tolist(), strict=True)
+        cells = (
+            replace(c, p_adjusted=p, significant=p < card.alpha, p_robust=q, robust=q < card.alpha)
+            for c, p, q in found
+        )
+        out.append(replace(card, cells=tuple(cells), n_corrected=tests, n_cards=len(cards)))
     return out
+
+
+def _adjusted(cards: Sequence[Comparison], name: str, correction: Correction) -> list[Vector]:
+    """Adjusted p-values of every card."""
+    each = []
+    for card in cards:
+        p, tested = (np.array([getattr(c, key) for c in card.cells]) for key in (name, "p_value"))
+        each.append(np.where(np.isnan(tested), np.nan, p))
+    ends = np.cumsum([len(p) for p in each])[:-1]
+    together = np.split(adjusted(np.concatenate(each), correction), ends)
+    return [np.maximum(all_, adjusted(p, correction)) for all_, p in zip(together, each, strict=True)]
 
 
 def checked_months(months: Iterable[int] | None) -> tuple[int, ...]:
@@ -363,11 +421,35 @@ def checked_months(months: Iterable[int] | None) -> tuple[int, ...]:
 
 
 def in_months(records: Records, months: tuple[int, ...]) -> Records:
-    """Rows that started in these months, all without any."""
+    """Rows that started in these months, all without any.
+
+    Raises:
+        ValueError: for a month in which none started.
+    """
     if not months:
         return records
+    held = set(pc.unique(pc.month(records.table["init_time"])).to_pylist())
+    if not held.issuperset(months):
+        raise ValueError(
+            f"no start of {', '.join(records.models)} lies in the months {sorted(set(months) - held)}, they "
+            f"lie in {sorted(held)}: name some of these"
+        )
     keep = pc.is_in(pc.month(records.table["init_time"]), pa.array(months, pa.int64()))
     return replace(records, table=records.table.filter(keep))
+
+
+def regridding(records: Records, model: str) -> str:
+    """What the runs of a model did to bring it to the grid of the truth."""
+    found = []
+    for run in records.runs.get(model, ()):
+        regrid, stations = run.get("regrid"), run.get("stations")
+        if isinstance(regrid, Mapping):
+            found.append(f"{regrid.get('method')} to {regrid.get('grid', 'truth')}")
+        elif regrid:
+            found.append(f"{regrid} to truth")
+        elif "forecast" in run and not stations:
+            found.append("none")
+    return ", ".join(dict.fromkeys(found))
 
 
 def _shifted(records: Records, lag: np.timedelta64 | None) -> Records:

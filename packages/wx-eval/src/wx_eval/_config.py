@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import json
 import re
 import tomllib
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from ._choices import Baseline, Calendar, PointMethod, PresetName, Weights
 from ._density import DensityWeights
-from ._interpolate import PointMethod
-from ._metrics import STANDARD_METRICS, Metric
-from ._presets import PRESETS
+from ._regions import LAND
 from ._regrid import Method
-from ._scores import KNOWN
-from ._seasons import Calendar
 from ._stations import Observed, Pick, ReportLayout, Tie
-from ._weights import Weights
+from ._texts import Seconds, call, duration, durations, listed, members
 
-Seconds = int
+if TYPE_CHECKING:
+    from ._metrics import Metric
+    from ._open import Source
+
 Box = tuple[tuple[float, float], tuple[float, float]]
-Baseline = Literal["persistence", "climatology"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +66,8 @@ class SourceSettings:
         if isinstance(data, str | list):
             data = {"path": data}
         _known(data, cls, section)
+        if "rename" in data:
+            _renames(data["rename"], f"{section}.rename")
         if not data.get("path"):
             raise ValueError(
                 f"[{section}] needs path = a file, a folder of zarr, a pattern or a list of them"
@@ -86,6 +85,31 @@ class SourceSettings:
         if "init_time" in data:
             out["init_time"] = str(instant(data["init_time"]))
         return cls(**out)
+
+    def open(self, name: str, path: Callable[[str], str] = str) -> Source:
+        """The files, not read yet.
+
+        Args:
+            name: "forecast" or "truth".
+            path: where a path of the section is.
+
+        Raises:
+            FileNotFoundError, ValueError: see `open_source`.
+        """
+        from ._open import open_source
+
+        return open_source(
+            [path(p) for p in self.path],
+            name,
+            truth=name == "truth",
+            channels=self.channels,
+            rename=self.rename,
+            members=self.members,
+            lead_times=None if self.leads is None else list(np.array(self.leads, "timedelta64[s]")),
+            init_time=None if self.init_time is None else np.datetime64(self.init_time),
+            lead_time=None if self.lead_time is None else np.timedelta64(self.lead_time, "s"),
+            engine=self.engine,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +149,8 @@ class BaselineSettings:
         """
         _known(data, cls, "forecast")
         out = dict(data)
+        if "rename" in data:
+            _renames(data["rename"], "forecast.rename")
         _choice(data, "baseline", get_args(Baseline), "forecast.")
         _choice(data, "calendar", get_args(Calendar), "forecast.")
         for key in ("path", "channels"):
@@ -198,6 +224,8 @@ class StationSettings:
         """
         _known(data, cls, "truth")
         out = dict(data)
+        if "rename" in data:
+            _renames(data["rename"], "truth.rename")
         _typed(data, "stations", str, "a parquet file or a folder of them", "truth.")
         _typed(data, "sigmas", int | float, "a number", "truth.")
         _choice(data, "pick", get_args(Pick), "truth.")
@@ -206,7 +234,7 @@ class StationSettings:
             if key in data:
                 out[key] = _strings(data[key], f"truth.{key}")
         if "variables" in data:
-            out["variables"] = tuple(_observed(v) for v in _list(data["variables"]))
+            out["variables"] = tuple(_observed(v) for v in listed(data["variables"]))
         if "layout" in data:
             out["layout"] = _section(data["layout"], ReportLayout, "truth.layout")
         if "window" in data:
@@ -264,7 +292,7 @@ class ClimatologySettings:
 
     path: str
     name: str | None = None
-    calendar: Literal["monthday", "doy"] | None = None
+    calendar: Calendar | None = None
     channels: Mapping[str, Any] | None = None
 
 
@@ -307,7 +335,8 @@ class RunSettings:
         forecast, truth: what is opened.
         stations: how the forecast is brought to stations; None when the truth is none.
         climatology: for anomalies and thresholds.
-        land: for regions that end in "_land", with stations for "nearest_land".
+        land: for regions that end in "_land" and the interpolation "nearest_land" to stations; at stations
+            a region of land has those whose nearest grid point is land.
         regrid: None refuses different grids.
         align: bring rows and columns of the forecast into the order and longitudes of the truth.
         preset: name; it sets weights and the defaults of metrics and regions.
@@ -317,6 +346,8 @@ class RunSettings:
         leads: None for all of the forecast.
         inits: "first/last", "first/last/step" or a list; None for all of the forecast.
         missing_truth: see `evaluate`.
+        truth_models: names of models whose own analysis the truth is, see `evaluate`.
+        costly: add the costly metrics of the preset.
     """
 
     model: str
@@ -335,6 +366,8 @@ class RunSettings:
     leads: tuple[Seconds, ...] | None = None
     inits: tuple[str, ...] | str | None = None
     missing_truth: Literal["error", "drop"] = "error"
+    truth_models: tuple[str, ...] = ()
+    costly: bool = False
     text: Mapping[str, Any] = field(default_factory=dict)
     folder: str = "."
 
@@ -369,18 +402,24 @@ class RunSettings:
             plain = {"method": data["regrid"]} if isinstance(data["regrid"], str) else data["regrid"]
             out["regrid"] = _section(plain, RegridSettings, "regrid")
         if "metrics" in data:
-            out["metrics"] = tuple(metric(m) for m in _list(data["metrics"]))
+            out["metrics"] = tuple(metric(m) for m in listed(data["metrics"]))
+            if not out["metrics"]:
+                raise ValueError("metrics is an empty list: name one, or drop it for those of the package")
         if "regions" in data:
             out["regions"] = _strings(data["regions"], "regions")
         if "leads" in data:
             out["leads"] = durations(data["leads"])
         if "inits" in data:
-            inits = data["inits"]
-            out["inits"] = inits if isinstance(inits, str) else tuple(str(instant(t)) for t in inits)
-        _choice(data, "preset", tuple(PRESETS))
+            out["inits"] = _inits(data["inits"])
+        _choice(data, "preset", get_args(PresetName))
         if "weights" in data:
             out["weights"] = weights(data["weights"])
         _choice(data, "missing_truth", ("error", "drop"))
+        if "truth_models" in data:
+            out["truth_models"] = _strings(data["truth_models"], "truth_models")
+        _typed(data, "costly", bool, "true or false")
+        if data.get("costly") and "preset" not in data:
+            raise ValueError("costly adds metrics of a preset: name a preset, or drop costly")
         _typed(data, "align", bool, "true or false")
         _typed(data, "model", str, "a string")
         _typed(data, "output", str, "a string")
@@ -417,16 +456,17 @@ class RunSettings:
                 )
             if self.truth.sigmas is not None and self.climatology is None:
                 raise ValueError("truth.sigmas needs a climatology: add the section climatology")
-            land = self.stations is not None and self.stations.interpolation == "nearest_land"
-            if land and self.land is None:
+            nearest = self.stations is not None and self.stations.interpolation == "nearest_land"
+            if nearest and self.land is None:
                 raise ValueError('interpolation "nearest_land" needs the section land: path and variable')
-            if self.land is not None and not land:
-                raise ValueError(
-                    'at stations the section land is for interpolation "nearest_land" only, regions have no '
-                    '"_land" there: drop one of them'
-                )
         elif self.stations is not None:
             raise ValueError("[stations] is for reports as the truth: give [truth] stations = a parquet file")
+        nearest = self.stations is not None and self.stations.interpolation == "nearest_land"
+        if self.land is not None and not nearest and not any(r.endswith(LAND) for r in self.regions or ()):
+            raise ValueError(
+                'nothing uses the section land: name regions that end in "_land", such as "global_land", or '
+                'the interpolation "nearest_land" of stations, or drop it'
+            )
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -460,20 +500,25 @@ def load(path: str | None, options: Mapping[str, Any]) -> RunSettings:
     if path is not None:
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is no valid TOML: {error}") from error
         folder = str(Path(path).parent)
     for key, value in options.items():
         value = _from_here(key, value, folder)
         held = data.get(key)
         if key in _TABLES and held is not None:
-            value = {**(held if isinstance(held, Mapping) else {"path": held}), **value}
+            table = dict(held) if isinstance(held, Mapping) else {"path": held}
+            if key == "truth" and _TRUTHS & value.keys():
+                # Files or reports are the truth, not both.
+                table = {k: v for k, v in table.items() if k not in _TRUTHS}
+            value = {**table, **value}
         data[key] = value
     return RunSettings.parse(data, folder)
 
 
 # Sections whose options are added to what the file says.
 _TABLES = ("forecast", "truth", "stations")
+_TRUTHS = {"path", "stations"}
 
 
 def weights(data: Any) -> Weights | DensityWeights:
@@ -484,10 +529,10 @@ def weights(data: Any) -> Weights | DensityWeights:
     """
     if isinstance(data, str) and data in get_args(Weights):
         return data  # type: ignore[return-value]
-    call = _call(data, 'weights such as "cos" or "density"') if isinstance(data, str) else data
-    if not isinstance(call, Mapping) or call.get("type") != "density":
+    named = call(data, 'weights such as "cos" or "density"') if isinstance(data, str) else data
+    if not isinstance(named, Mapping) or named.get("type") != "density":
         raise ValueError(f"weights must be one of {', '.join((*get_args(Weights), 'density'))}, got {data!r}")
-    settings = {k: v for k, v in call.items() if k != "type"}
+    settings = {k: v for k, v in named.items() if k != "type"}
     _known(settings, DensityWeights, "weights")
     numbers = {k: v for k, v in settings.items() if k != "kind"}
     for key in numbers:
@@ -501,13 +546,21 @@ def metric(data: Any) -> Metric:
     Raises:
         ValueError: for an unknown name, type or setting.
     """
+    # The metrics and scipy with them are not needed for the rest.
+    from ._metrics import STANDARD_METRICS
+    from ._scores import KNOWN
+
     standard = {m.name: m for m in STANDARD_METRICS}
     if isinstance(data, str):
         if data in standard:
             return standard[data]
-        data = _call(data)
+        data = call(data, _METRICS)
     types = {cls.__name__: cls for cls in KNOWN}
-    name = data.get("type")
+    if not isinstance(data, Mapping) or "type" not in data:
+        raise ValueError(
+            f'expected {_METRICS}, or a table with a type such as {{type = "MAE"}}, got {data!r}'
+        )
+    name = data["type"]
     if name not in types:
         raise ValueError(f"unknown metric {name!r}{_near(str(name), [*standard, *types])}")
     try:
@@ -515,29 +568,6 @@ def metric(data: Any) -> Metric:
     except TypeError as error:
         settings = [f.name for f in fields(types[name])]
         raise ValueError(f"metric {name} takes the settings {settings}: {error}") from error
-
-
-def duration(text: Any) -> Seconds:
-    """Seconds of "6h", "10d", "30min" or "90s".
-
-    Raises:
-        ValueError: for anything else.
-    """
-    units = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d)\s*", text) if isinstance(text, str) else None
-    if found is None:
-        raise ValueError(f'expected a duration such as "6h" or "10d", got {text!r}')
-    return round(float(found[1]) * units[found[2]])
-
-
-def durations(data: Any) -> tuple[Seconds, ...]:
-    """Durations of a list, or of a range "first/last/step" with its end."""
-    if isinstance(data, str) and "/" in data:
-        parts = [duration(p) for p in data.split("/")]
-        if len(parts) != 3 or parts[2] <= 0:
-            raise ValueError(f'expected a range such as "6h/10d/6h", got {data!r}')
-        return tuple(range(parts[0], parts[1] + 1, parts[2]))
-    return tuple(duration(t) for t in _list(data))
 
 
 def instant(text: Any) -> np.datetime64:
@@ -549,7 +579,9 @@ def instant(text: Any) -> np.datetime64:
     try:
         stamp = np.datetime64(str(text).replace(" ", "T").removesuffix("Z"), "s")
     except ValueError:
-        raise ValueError(f'expected a time such as "2020-01-31T12", got {text!r}') from None
+        stamp = None
+    if stamp is None or np.isnat(stamp):
+        raise ValueError(f'expected a time such as "2020-01-31T12", got {text!r}')
     return stamp
 
 
@@ -575,11 +607,13 @@ def chosen_inits(
             raise ValueError(f"forecast has no start within {wanted}: it has {held[0]} to {held[-1]}")
         return chosen
     if isinstance(wanted, str) and "/" in wanted:
-        first_text, last_text, step = wanted.split("/", 2)
-        span = np.timedelta64(1, "s") + (instant(last_text) - instant(first_text))
-        named = instant(first_text) + np.arange(0, span.astype(int), duration(step)).astype("timedelta64[s]")
+        first_text, last_text, step_text = wanted.split("/", 2)
+        first, last, step = instant(first_text), instant(last_text), duration(step_text)
+        if last < first or step <= 0:
+            raise ValueError(f'inits must be such as "2020-01-01/2020-12-31/12h", got {wanted!r}')
+        named = np.arange(first, last + np.timedelta64(1, "s"), np.timedelta64(step, "s"))
     else:
-        named = np.array([instant(t) for t in _list(wanted)])
+        named = np.array([instant(t) for t in listed(wanted)])
     absent = np.setdiff1d(named, named if held is None else held)
     if absent.size:
         raise ValueError(
@@ -589,30 +623,7 @@ def chosen_inits(
     return np.unique(named)
 
 
-def members(data: Any) -> tuple[int, ...]:
-    """Labels of a list of numbers and of ranges such as "1-50"."""
-    out: list[int] = []
-    for item in _list(data):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(item).strip())
-        if found is None or isinstance(item, bool):
-            raise ValueError(f'expected members such as 0 or "1-50", got {item!r}')
-        out += range(int(found[1]), int(found[2] or found[1]) + 1)
-    return tuple(out)
-
-
 _METRICS = 'a metric such as "crps_fair", "RMSE" or "Brier(threshold=280.0)"'
-
-
-def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argument type of argparse that keeps the message of a ValueError."""
-
-    def wrapped(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise ArgumentTypeError(str(error)) from None
-
-    return wrapped
 
 
 def settings_of(text: str, cls: type, section: str) -> dict[str, Any]:
@@ -621,23 +632,10 @@ def settings_of(text: str, cls: type, section: str) -> dict[str, Any]:
     Raises:
         ValueError: for text of another form and for an unknown name.
     """
-    data = _call(f"{cls.__name__}({text})", f"{section} settings such as 'name=value, ...'")
+    data = call(f"{cls.__name__}({text})", f"{section} settings such as 'name=value, ...'")
     del data["type"]
     _known(data, cls, section)
     return data
-
-
-def _call(text: str, expected: str = _METRICS) -> dict[str, Any]:
-    """JSON data of "Name" or "Name(key=value, ...)"."""
-    try:
-        node = ast.parse(text, mode="eval").body
-        if isinstance(node, ast.Name):
-            return {"type": node.id}
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-            return {"type": node.func.id, **{str(k.arg): ast.literal_eval(k.value) for k in node.keywords}}
-    except (SyntaxError, ValueError):
-        pass
-    raise ValueError(f"expected {expected}, got {text!r}")
 
 
 def _known(data: Any, cls: type, section: str, hidden: tuple[str, ...] = ()) -> None:
@@ -650,6 +648,17 @@ def _known(data: Any, cls: type, section: str, hidden: tuple[str, ...] = ()) -> 
         raise ValueError(f"unknown key {unknown[0]!r} in {where}{_near(unknown[0], names)}")
 
 
+def _inits(data: Any) -> str | tuple[str, ...]:
+    """Starts as text: a period stays as it is."""
+    if isinstance(data, str):
+        for part in data.split("/")[:2] if "/" in data else listed(data):
+            instant(part)
+        return data
+    if not listed(data):
+        raise ValueError("inits is an empty list: name starts, or drop it for all of the forecast")
+    return tuple(str(instant(t)) for t in listed(data))
+
+
 def _near(name: str, names: Iterable[str]) -> str:
     listed = sorted(names)
     close = difflib.get_close_matches(name, listed, 1)
@@ -659,10 +668,13 @@ def _near(name: str, names: Iterable[str]) -> str:
 def _section(data: Any, cls: type, section: str) -> Any:
     data = {"path": data} if isinstance(data, str) else data
     _known(data, cls, section)
-    try:
-        return cls(**data)
-    except TypeError as error:
-        raise ValueError(f"[{section}] is not complete: {str(error).partition(' ')[2]}") from error
+    absent = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING and f.name not in data]
+    if absent:
+        raise ValueError(f"[{section}] is not complete: it needs {' and '.join(absent)}")
+    for f in fields(cls):
+        if f.type == "str":
+            _typed(data, f.name, str, "a string", f"{section}.")
+    return cls(**data)
 
 
 def _choice(data: Mapping[str, Any], key: str, choices: tuple[str, ...], section: str = "") -> None:
@@ -687,16 +699,12 @@ def _ends(text: Any) -> tuple[np.datetime64, np.datetime64]:
     return first, last
 
 
-def _observed(data: Any) -> Observed:
+def _observed(data: Any) -> Any:
     """A variable of a table of reports."""
     if not isinstance(data, Mapping):
         raise ValueError(f'truth.variables must be tables such as {{column = "T", ...}}, got {data!r}')
-    _known(data, Observed, "truth.variables")
     settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-    try:
-        return Observed(**settings)
-    except TypeError as error:
-        raise ValueError(f"[truth.variables] is not complete: {str(error).partition(' ')[2]}") from error
+    return _section(settings, Observed, "truth.variables")
 
 
 def _box(data: Any) -> Box:
@@ -707,10 +715,9 @@ def _box(data: Any) -> Box:
     return (south, north), (west, east)
 
 
-def _list(data: Any) -> list[Any]:
-    if isinstance(data, str):
-        return [part.strip() for part in data.split(",")] if "(" not in data else [data]
-    return list(data) if isinstance(data, list | tuple) else [data]
+def _renames(data: Any, key: str) -> None:
+    if not isinstance(data, Mapping) or not all(isinstance(v, str) for v in data.values()):
+        raise ValueError(f'{key} must be a table of names such as {{"2t" = "t2m"}}, got {data!r}')
 
 
 def _strings(data: Any, key: str) -> tuple[str, ...]:

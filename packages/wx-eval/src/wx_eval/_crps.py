@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -17,7 +17,7 @@ from ._grid import Array
 from ._kernels import EnsembleStatistics, ensemble_statistics
 from ._metrics import Goal, Metric, one_of
 from ._quantiles import sorted_errors
-from ._statistics import AnyStatistic, CrpsBiased, CrpsFair, MeanError, MemberSkill, Statistic
+from ._statistics import AnyStatistic, CrpsBiased, CrpsFair, Fields, MeanError, MemberSkill, Statistic
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Clipped(Statistic):
         masks = [mask for limit in limits if (mask := has_threshold(case, limit)) is not None]
         return np.logical_and.reduce(masks) if masks else None
 
-    def ensemble(self, case: Case) -> EnsembleStatistics:
+    def of_clipped(self, case: Case) -> EnsembleStatistics:
         """Of the clipped members."""
 
         def clipped() -> EnsembleStatistics:
@@ -57,7 +57,7 @@ class TwCrpsFair(_Clipped):
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
-        return self.ensemble(case).crps_fair
+        return self.of_clipped(case).crps_fair
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class TwCrpsBiased(_Clipped):
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
-        return self.ensemble(case).crps_biased
+        return self.of_clipped(case).crps_biased
 
 
 @dataclass(frozen=True)
@@ -185,18 +185,24 @@ class HersbachBins(Statistic):
     label: ClassVar[str] = "hersbach"
     vector: ClassVar[bool] = True
 
-    def map(self, case: Case) -> Array:
+    def map(self, case: Case) -> Fields:
         """See `Statistic.map`."""
-        rows = sorted_errors(case)
-        out = np.zeros((*case.truth.shape, 2 * len(rows) + 4))
-        out[..., 0], out[..., 1] = rows[0] > 0, rows[-1] < 0
-        out[..., 3] = np.maximum(rows[0], 0)
-        out[..., -2] = np.maximum(-rows[-1], 0)
-        for i, (low, high) in enumerate(pairwise(rows), start=1):
-            inside = np.clip(0.0, low.astype(np.float64), high)
-            out[..., 2 + 2 * i] = inside - low
-            out[..., 3 + 2 * i] = high - inside
-        return out
+        return Fields(_hersbach_fields(sorted_errors(case)))
+
+
+def _hersbach_fields(rows: Array) -> Iterator[Array]:
+    """The numbers of `HersbachBins` from the sorted errors (M, C, N)."""
+    yield (rows[0] > 0).astype(np.float64)
+    yield (rows[-1] < 0).astype(np.float64)
+    yield np.zeros(rows[0].shape)
+    yield np.maximum(rows[0].astype(np.float64), 0)
+    for low, high in pairwise(rows):
+        left, right = low.astype(np.float64), high.astype(np.float64)
+        inside = np.clip(0.0, left, right)
+        yield inside - left
+        yield right - inside
+    yield np.maximum(-rows[-1].astype(np.float64), 0)
+    yield np.zeros(rows[0].shape)
 
 
 @dataclass(frozen=True)

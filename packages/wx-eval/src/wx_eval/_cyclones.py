@@ -15,7 +15,7 @@ from ._metrics import STANDARD_METRICS
 from ._records import SCHEMA, WEIGHT, Conventions, Records
 from ._regions import BOXES, box
 from ._tracker import bearing
-from ._tracks import Track, TrackForecasts, _angle
+from ._tracks import Track, TrackForecasts, angle_between
 
 Sample = Literal["homogeneous", "each"]
 
@@ -215,7 +215,7 @@ def _statistics(storm: Track, k: int, tracks: Sequence[Track]) -> dict[str, dict
     truth = storm.place[k]
     mean = places.mean(axis=0)
     mean = mean / np.linalg.norm(mean)
-    error = float(EARTH_RADIUS_KM * _angle(mean, truth))
+    error = float(EARTH_RADIUS_KM * angle_between(mean, truth))
     out = {"position": _position(places, mean, truth, error)}
     along, cross = _parts(storm, k, mean, error)
     out["along_track"], out["cross_track"] = _signed(along), _signed(cross)
@@ -226,9 +226,9 @@ def _statistics(storm: Track, k: int, tracks: Sequence[Track]) -> dict[str, dict
 
 
 def _position(places: Vector, mean: Vector, truth: Vector, error: float) -> dict[str, float]:
-    members = EARTH_RADIUS_KM * _angle(places, truth)
-    pairs = EARTH_RADIUS_KM * np.asarray(_angle(places[:, None], places[None]))
-    away = EARTH_RADIUS_KM * np.asarray(_angle(places, mean))
+    members = EARTH_RADIUS_KM * angle_between(places, truth)
+    pairs = EARTH_RADIUS_KM * np.asarray(angle_between(places[:, None], places[None]))
+    away = EARTH_RADIUS_KM * np.asarray(angle_between(places, mean))
     shared = _ensemble(float(members.mean()), float(pairs.sum()), float((away**2).sum()), len(places))
     return {"error_mean": np.nan, "mae_mean": error, "mse_mean": error**2, **shared}
 
@@ -264,7 +264,7 @@ def _ensemble(skill: float, pairs: float, squares: float, members: int) -> dict[
 def _parts(storm: Track, k: int, mean: Vector, error: float) -> tuple[float, float]:
     """Error along the motion of the storm and to its right, in km; NaN for a storm that stands still."""
     other = k - 1 if k else 1
-    if storm.times.size < 2 or not _angle(storm.place[k], storm.place[other]) > 0:
+    if storm.times.size < 2 or not angle_between(storm.place[k], storm.place[other]) > 0:
         return np.nan, np.nan
     here = float(storm.latitude[k]), float(storm.longitude[k])
     back = float(bearing(*here, storm.latitude[other], storm.longitude[other]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from ._cube import Key
 from ._grid import Array, Vector
-from ._open import Key, Source, Truth
+from ._open import Source, Truth
 from ._regrid import is_global
 from ._units import same_units
 
@@ -121,7 +122,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
+class Sample:
     """Members and truth of one channel at one time."""
 
     channel: str
@@ -149,7 +150,7 @@ def doctor(forecast: Source, truth: Source, *, samples: int = 12, seed: int = 0)
         samples: (init time, lead time) pairs whose fields are read, half of them at the shortest lead time.
         seed: of the choice of pairs.
     """
-    found = [*_duplicates(forecast), *_duplicates(truth), *_missing(forecast), *_member_counts(forecast)]
+    found = [*duplicates(forecast), *duplicates(truth), *missing(forecast), *member_counts(forecast)]
     found += _channels(forecast, truth)
     try:
         states = Truth(truth)
@@ -162,27 +163,34 @@ def doctor(forecast: Source, truth: Source, *, samples: int = 12, seed: int = 0)
             evidence=float("nan"),
             fix="keep one lead time of the truth",
         )
-        return _result([*found, fault], 0, forecast, "the truth has two states for one time")
+        return result([*found, fault], 0, forecast, "the truth has two states for one time")
     found += _coverage(forecast, states)
     found += _truth_members(truth)
     grid, common, why = _on_grid_of(forecast, truth)
     found += grid
-    broken = {key for _, key in forecast.duplicates} | set(_doubles(forecast))
+    broken = {key for _, key in forecast.duplicates} | set(doubles(forecast))
     if common is None or any(f.check == "truth members" for f in found):
-        return _result(found, 0, forecast, why or "the truth has several members")
-    keys = _chosen(common, states, broken, samples, seed)
+        return result(found, 0, forecast, why or "the truth has several members")
+    keys = chosen_keys(
+        common, set(states.times.astype(np.int64).tolist()), set(truth.channels), broken, samples, seed
+    )
     read = [s for key in keys for s in _samples(common, states, key)]
-    found += [*_members(read), *_constant(read), *_magnitudes(read), *_ranges(read, forecast, truth)]
-    short = _shortest(keys)
+    found += [
+        *member_faults(read),
+        *_constant(read),
+        *magnitudes(read),
+        *range_faults(read, forecast.units, truth.units),
+    ]
+    short = shortest(keys)
     near = [s for s in read if s.key in short and s.truth.size >= _FEW_POINTS and np.isfinite(s.mean).any()]
     # Waves that travel fit elsewhere both in space and in time: what fits better is the fault.
     moved = [*_places(near, common), *_valid_times(near, states)]
     found += [max(moved, key=lambda item: item[0])[1]] if moved else []
     found += _sums(common, states, keys, broken)
-    return _result(found, len(keys), forecast, "" if keys else "no forecast time has a truth")
+    return result(found, len(keys), forecast, "" if keys else "no forecast time has a truth")
 
 
-def _result(found: Sequence[Finding], samples: int, forecast: Source, skipped: str) -> Diagnosis:
+def result(found: Sequence[Finding], samples: int, forecast: Source, skipped: str) -> Diagnosis:
     order = ("error", "warning", "note")
     ordered = sorted(found, key=lambda f: order.index(f.severity))
     return Diagnosis(findings=tuple(ordered), samples=samples, pairs=len(forecast.keys), skipped=skipped)
@@ -191,9 +199,9 @@ def _result(found: Sequence[Finding], samples: int, forecast: Source, skipped: s
 # Times and labels.
 
 
-def _duplicates(source: Source) -> Iterator[Finding]:
-    held = [(origin, _when(key)) for origin, key in source.duplicates]
-    held += [(source.name, _when(key)) for key in _doubles(source)]
+def duplicates(source: Source) -> Iterator[Finding]:
+    held = [(origin, when(key)) for origin, key in source.duplicates]
+    held += [(source.name, when(key)) for key in doubles(source)]
     if held:
         yield Finding(
             severity="error",
@@ -205,19 +213,19 @@ def _duplicates(source: Source) -> Iterator[Finding]:
         )
 
 
-def _doubles(source: Source) -> list[Key]:
+def doubles(source: Source) -> list[Key]:
     """Times that two files hold for one channel and member."""
     out = []
     for _, keys in source.layouts:
         for channel in source.channels_at(keys[0]):
-            labels = [label for label, _ in source.members(channel, keys[0])]
+            labels = source.members(channel, keys[0])
             if len(set(labels)) < len(labels):
                 out += keys
                 break
     return sorted(out)
 
 
-def _missing(forecast: Source) -> Iterator[Finding]:
+def missing(forecast: Source) -> Iterator[Finding]:
     starts = forecast.init_times.astype(np.int64)
     steps = np.diff(starts)
     if steps.size >= 2:
@@ -269,13 +277,13 @@ def _holes(forecast: Source) -> Iterator[Finding]:
             check="missing lead times",
             where=forecast.name,
             message=f"{len(lacking)} starts lack lead times that others of the same hour have, the first is "
-            f"{_when(min(lacking))}",
+            f"{when(min(lacking))}",
             evidence=len(lacking),
             fix="add the files, or leave these starts out by inits",
         )
 
 
-def _member_counts(forecast: Source) -> Iterator[Finding]:
+def member_counts(forecast: Source) -> Iterator[Finding]:
     found: dict[int, list[tuple[Key, str]]] = {}
     for _, keys in forecast.layouts:
         for channel in forecast.channels_at(keys[0]):
@@ -289,7 +297,7 @@ def _member_counts(forecast: Source) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             check="mixed member counts",
-            where=f"{channel} from {_when(key)}",
+            where=f"{channel} from {when(key)}",
             message=f"{count} members here, {usual} elsewhere, at {other} of {total} times and channels",
             evidence=other,
             fix="add the members, or keep the common ones: biased scores depend on their number",
@@ -341,7 +349,7 @@ def _coverage(forecast: Source, states: Truth) -> Iterator[Finding]:
             check="missing truth",
             where=states.source.name,
             message=f"{len(lost)} of {len(forecast.keys)} valid times have no truth, the first is "
-            f"{_when(lost[0])}",
+            f"{when(lost[0])}",
             evidence=len(lost),
             fix='add the truth, choose inits and leads, or set missing_truth = "drop"',
         )
@@ -395,17 +403,26 @@ def _on_grid_of(forecast: Source, truth: Source) -> tuple[list[Finding], Source 
 # Fields.
 
 
-def _chosen(forecast: Source, states: Truth, broken: set[Key], samples: int, seed: int) -> list[Key]:
-    """Half of the samples at the shortest lead time beyond 0, the others anywhere."""
-    known = set(states.times.astype(np.int64).tolist())
-    names = set(states.source.channels)
+def chosen_keys(
+    forecast: Source, known: set[int], names: set[str], broken: set[Key], samples: int, seed: int
+) -> list[Key]:
+    """Half of the samples at the shortest lead time beyond 0, the others anywhere.
+
+    Args:
+        forecast: whose times are chosen.
+        known: valid times with a truth, in seconds since 1970.
+        names: channels with one.
+        broken: times that are left out.
+        samples: at most so many.
+        seed: of the choice.
+    """
     keys = [
         k
         for k in forecast.keys
         if sum(k) in known and k not in broken and names & set(forecast.channels_at(k))
     ]
     rng = np.random.default_rng(seed)
-    near = sorted(_shortest(keys))
+    near = sorted(shortest(keys))
     first = [near[i] for i in _pick(rng, len(near), (samples + 1) // 2)]
     rest = [k for k in keys if k not in set(first)]
     return sorted([*first, *(rest[i] for i in _pick(rng, len(rest), samples - len(first)))])
@@ -415,23 +432,24 @@ def _pick(rng: np.random.Generator, size: int, count: int) -> list[int]:
     return sorted(rng.choice(size, min(size, count), replace=False).tolist()) if size else []
 
 
-def _shortest(keys: Sequence[Key]) -> set[Key]:
+def shortest(keys: Sequence[Key]) -> set[Key]:
     leads = sorted({lead for _, lead in keys})
     wanted = next((lead for lead in leads if lead > 0), leads[0] if leads else 0)
     return {key for key in keys if key[1] == wanted}
 
 
-def _samples(forecast: Source, states: Truth, key: Key) -> Iterator[_Sample]:
+def _samples(forecast: Source, states: Truth, key: Key) -> Iterator[Sample]:
     state = states.read(np.array([sum(key)], "datetime64[s]"))[0]
     for channel in forecast.channels_at(key):
         if channel in states.channels_at(sum(key)):
-            labels = sorted(label for label, _ in forecast.members(channel, key))
+            labels = forecast.members(channel, key)
             values = forecast.read(channel, key).astype(np.float64)
             truth = state.sel(channel=channel).values.astype(np.float64)
-            yield _Sample(channel, key, tuple(labels), values, truth)
+            yield Sample(channel, key, tuple(labels), values, truth)
 
 
-def _members(read: Sequence[_Sample]) -> Iterator[Finding]:
+def member_faults(read: Sequence[Sample]) -> Iterator[Finding]:
+    """Members that are not finite, and members that are copies."""
     for s in read:
         bad = ~np.isfinite(s.members) & np.isfinite(s.truth)
         if bad.any():
@@ -440,14 +458,14 @@ def _members(read: Sequence[_Sample]) -> Iterator[Finding]:
             yield Finding(
                 severity="error",
                 check="missing values",
-                where=f"{s.channel} from {_when(s.key)}",
+                where=f"{s.channel} from {when(s.key)}",
                 message=f"members {names[:8]} are not finite at up to {per_member.max():.1%} of the points "
                 "that have a truth",
                 evidence=float(per_member.max()),
                 fix="run these members again, leave them out by members, or set the truth to NaN there",
             )
             break
-    by_key: dict[Key, list[_Sample]] = {}
+    by_key: dict[Key, list[Sample]] = {}
     for s in read:
         by_key.setdefault(s.key, []).append(s)
     for key, group in by_key.items():
@@ -456,7 +474,7 @@ def _members(read: Sequence[_Sample]) -> Iterator[Finding]:
             yield Finding(
                 severity="warning" if key[1] else "note",
                 check="identical members",
-                where=f"from {_when(key)}",
+                where=f"from {when(key)}",
                 message=f"members {twins[0][0]} and {twins[0][1]} are the same in all channels, one of "
                 f"{len(twins)} such pairs",
                 evidence=len(twins),
@@ -465,7 +483,7 @@ def _members(read: Sequence[_Sample]) -> Iterator[Finding]:
             break
 
 
-def _twins(group: Sequence[_Sample]) -> list[tuple[int, int]]:
+def _twins(group: Sequence[Sample]) -> list[tuple[int, int]]:
     if len({s.labels for s in group}) > 1 or all(np.ptp(s.members[:, None]) == 0 for s in group):
         return []
     seen: dict[bytes, int] = {}
@@ -478,7 +496,7 @@ def _twins(group: Sequence[_Sample]) -> list[tuple[int, int]]:
     return out
 
 
-def _constant(read: Sequence[_Sample]) -> Iterator[Finding]:
+def _constant(read: Sequence[Sample]) -> Iterator[Finding]:
     for s in read:
         if s.truth.size < _FEW_POINTS:
             continue
@@ -492,7 +510,7 @@ def _constant(read: Sequence[_Sample]) -> Iterator[Finding]:
             yield Finding(
                 severity="error",
                 check="constant fields",
-                where=f"{s.channel} from {_when(s.key)}",
+                where=f"{s.channel} from {when(s.key)}",
                 message=f"members {[s.labels[k] for k in still[:8]]} are {flat[still[0], 0]:g} everywhere",
                 evidence=len(still),
                 fix="write these fields again",
@@ -500,14 +518,15 @@ def _constant(read: Sequence[_Sample]) -> Iterator[Finding]:
             return
 
 
-def _by_channel(read: Sequence[_Sample]) -> dict[str, list[_Sample]]:
-    out: dict[str, list[_Sample]] = {}
+def _by_channel(read: Sequence[Sample]) -> dict[str, list[Sample]]:
+    out: dict[str, list[Sample]] = {}
     for s in read:
         out.setdefault(s.channel, []).append(s)
     return out
 
 
-def _magnitudes(read: Sequence[_Sample]) -> Iterator[Finding]:
+def magnitudes(read: Sequence[Sample]) -> Iterator[Finding]:
+    """Channels whose size differs from that of the truth by the factor between two units."""
     for channel, group in _by_channel(read).items():
         ours, theirs = (np.concatenate([np.ravel(a) for a in side]) for side in _sides(group))
         both = np.isfinite(ours) & np.isfinite(theirs)
@@ -536,7 +555,7 @@ def _magnitudes(read: Sequence[_Sample]) -> Iterator[Finding]:
                 yield _units(channel, f"the forecast is {size:.3g} times as large as the truth", size)
 
 
-def _sides(group: Sequence[_Sample]) -> tuple[list[Vector], list[Vector]]:
+def _sides(group: Sequence[Sample]) -> tuple[list[Vector], list[Vector]]:
     """One member per time and its truth: averages of members are smaller than a truth."""
     return [s.members[0] for s in group], [s.truth for s in group]
 
@@ -552,14 +571,17 @@ def _units(channel: str, message: str, evidence: float) -> Finding:
     )
 
 
-def _ranges(read: Sequence[_Sample], forecast: Source, truth: Source) -> Iterator[Finding]:
+def range_faults(
+    read: Sequence[Sample], forecast: Mapping[str, str], truth: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Values that nothing on Earth has, by the units of both sides."""
     for channel, group in _by_channel(read).items():
         limits = _range(channel)
         if limits is None:
             continue
         unit, low, high = limits
-        for source, side in ((forecast, "forecast"), (truth, "truth")):
-            stated = source.units.get(channel, "")
+        for units, side in ((forecast, "forecast"), (truth, "truth")):
+            stated = units.get(channel, "")
             if stated and not same_units(stated, unit):
                 continue
             values = [s.members if side == "forecast" else s.truth for s in group]
@@ -609,7 +631,7 @@ def _convincing(here: Vector, there: Vector) -> bool:
     return bool(np.mean(ratio > needed) >= _AGREE)
 
 
-def _places(near: Sequence[_Sample], forecast: Source) -> Iterator[tuple[float, Finding]]:
+def _places(near: Sequence[Sample], forecast: Source) -> Iterator[tuple[float, Finding]]:
     """Rows from the other end, columns elsewhere, and how well the forecast fits then."""
     near = [s for s in near if s.truth.ndim == 2]
     if not near:
@@ -666,7 +688,7 @@ def _turn(a: Vector, b: Vector) -> tuple[int, float, float]:
     return best, float(fit[0]), float(fit[best])
 
 
-def _valid_times(near: Sequence[_Sample], states: Truth) -> Iterator[tuple[float, Finding]]:
+def _valid_times(near: Sequence[Sample], states: Truth) -> Iterator[tuple[float, Finding]]:
     """Another time of the truth, and how well the forecast fits it."""
     known = states.times.astype(np.int64)
     read: dict[int, xr.DataArray] = {}
@@ -699,7 +721,7 @@ def _valid_times(near: Sequence[_Sample], states: Truth) -> Iterator[tuple[float
 
 
 def _fits(
-    group: Sequence[_Sample],
+    group: Sequence[Sample],
     states: Truth,
     known: npt.NDArray[np.int64],
     valid: int,
@@ -760,5 +782,5 @@ def _leap_day(time: int) -> bool:
     return str(np.datetime64(int(time), "s"))[5:10] == "02-29"
 
 
-def _when(key: Any) -> str:
+def when(key: Any) -> str:
     return f"{np.datetime64(int(key[0]), 's')} + {key[1] / 3600:g} h"

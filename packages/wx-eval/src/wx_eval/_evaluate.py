@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xarray as xr
 
-from ._fields import Layout, Truth, as_history, forecast_chunks, seconds
+from ._fields import Layout, Truth, as_chunks, as_history, seconds
 from ._grid import Array, Grid, digest
 from ._kernels import Kernel
-from ._metrics import STANDARD_METRICS, Metric
+from ._metrics import STANDARD_METRICS, Metric, check_channels
 from ._parallel import in_processes
 from ._protocols import Climatology, Comm, ForecastChunk, History
 from ._records import SCHEMA, Conventions, Records
@@ -45,8 +45,8 @@ class Band:
 
 
 def evaluate(
-    forecast: xr.DataArray | Iterable[ForecastChunk],
-    truth: xr.DataArray | History,
+    forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk],
+    truth: xr.DataArray | xr.Dataset | History,
     *,
     model: str,
     metrics: Sequence[Metric] = STANDARD_METRICS,
@@ -72,10 +72,11 @@ def evaluate(
 
     Args:
         forecast: array with dims (init_time, lead_time, member, channel, latitude, longitude), usual synonyms
-            accepted and read lazily, or chunks in any order. Without a member dim it is deterministic. On a
-            mesh or at stations one dim of points takes the place of the last two.
+            accepted and read lazily, a Dataset as `open_source` takes it, or chunks in any order. Without a
+            member dim it is deterministic. On a mesh or at stations one dim of points takes the place of the
+            last two.
         truth: array with dims (time, channel, latitude, longitude) or a History. NaN marks points that are
-            not scored.
+            not scored. Its channels that the forecast does not have are not scored either.
         model: name under which the rows are kept.
         metrics: decide which statistics are kept.
         regions: names or boolean masks, see `region_masks`.
@@ -87,7 +88,7 @@ def evaluate(
         missing_truth: whether a valid time without truth is an error or a row without scores.
         preset: label kept with the records, see `Preset`, whose `evaluate` sets it.
         truth_models: names of models whose own analysis the truth is: `compare` marks their first two days.
-        kernel: of the ensemble statistics, see `ensemble_statistics`; "numpy" and "numba" agree to rounding.
+        kernel: of the ensemble statistics, see `ensemble_statistics`; "numpy" and "numba" give the same bits.
         workers: processes that score chunks. Values, metrics and climatology are pickled: arrays of a file
             that xarray has opened lazily are read by the worker. The truth is read here. A script needs
             `if __name__ == "__main__":`.
@@ -96,8 +97,8 @@ def evaluate(
 
     Raises:
         TypeError: when an argument is of the wrong kind, or cannot be pickled for workers.
-        ValueError: when grid, channels, units or times do not match, or a forecast is not finite where the
-            truth is.
+        ValueError: when grid, channels, units or times do not match, a metric names a channel that is not
+            there, or a forecast is not finite where the truth is.
         RuntimeError: when a worker was killed, or another rank failed.
     """
     evaluation = Evaluation(
@@ -115,8 +116,9 @@ def evaluate(
         kernel=kernel,
         band=band,
     )
-    chunks = forecast_chunks(forecast) if isinstance(forecast, xr.DataArray) else forecast
-    for done in evaluation.extend(chunks, workers=workers):
+    if isinstance(forecast, xr.DataArray) and "channel" in forecast.coords:
+        check_channels(metrics, np.atleast_1d(forecast["channel"].values).tolist(), "the forecast")
+    for done in evaluation.extend(as_chunks(forecast), workers=workers):
         if progress is not None:
             progress(done)
     return evaluation.records()
@@ -137,7 +139,7 @@ class Evaluation:
 
     def __init__(
         self,
-        truth: xr.DataArray | History,
+        truth: xr.DataArray | xr.Dataset | History,
         *,
         model: str,
         metrics: Sequence[Metric] = STANDARD_METRICS,
@@ -156,9 +158,10 @@ class Evaluation:
         self._model, self._metrics, self._missing_truth = model, tuple(metrics), missing_truth
         self._climatology, self._comm = climatology, None if band is None else band.comm
         layout = self._truth.layout
+        check_channels(metrics, layout.channels, "the truth")
         grid, first_row = (layout.grid, 0) if band is None else _whole_grid(layout.grid, band)
-        masks = region_masks(grid, regions, land_fraction=land_fraction)
         weight, weights_name = point_weights(grid, weights)
+        masks = region_masks(grid, regions, land_fraction=land_fraction)
         self._scorer = Scorer(layout, Reducer(grid, masks, weight), metrics, climatology, first_row, kernel)
         self._conventions = Conventions(
             truth=truth_name or self._truth.name,
@@ -207,7 +210,8 @@ class Evaluation:
         """Records of all chunks so far.
 
         Raises:
-            ValueError: when there was none, or they were interpolated in different ways.
+            ValueError: when there was none, they were interpolated in different ways, or no chunk had a
+                channel that a metric names.
         """
         if not self._tables:
             raise ValueError("forecast holds no chunk: check its init and lead times")
@@ -215,6 +219,7 @@ class Evaluation:
             raise ValueError(
                 f"chunks of {self._model!r} were interpolated in different ways: {sorted(self._ways)}"
             )
+        check_channels(self._metrics, self._units, "the forecast")
         used = self._climatology if self._scorer.used_climatology else None
         conventions = replace(
             self._conventions,

@@ -8,7 +8,7 @@ functions of its means, so all of them come from sums per forecast and can be te
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -46,6 +46,7 @@ class EventMetric(Metric):
             are not named have no score.
         event: ">", ">=", "<" or "<=". Peers differ: WeatherBench 2 takes ">" for the Brier score and "<" for
             the RPS, `scores` ">=", properscoring "<=".
+        channels: those that are scored, by default all; no part of the name.
 
     Raises:
         ValueError: for anything else.
@@ -54,8 +55,12 @@ class EventMetric(Metric):
     unit: ClassVar[str] = "1"
     threshold: ThresholdLike
     event: str = ">"
+    channels: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.channels, str):
+            raise ValueError(f"channels must be a tuple of names, got {self.channels!r}")
+        object.__setattr__(self, "channels", tuple(self.channels))
         object.__setattr__(self, "threshold", as_threshold(self.threshold))
         check_event(self.event)
 
@@ -72,7 +77,7 @@ class EventMetric(Metric):
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """What most scores of an event are made of: how often k members forecast it, and it happened."""
-        return (EventOutcomes(*self.key),)
+        return (EventOutcomes(*self.key, channels=self.channels),)
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,10 @@ class Brier(EventMetric):
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
-        error = EventSquareError(*self.key)
-        return (error,) if self.kind == "biased" else (error, EventVariance(*self.key))
+        error = EventSquareError(*self.key, channels=self.channels)
+        if self.kind == "biased":
+            return (error,)
+        return (error, EventVariance(*self.key, channels=self.channels))
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
@@ -344,7 +351,7 @@ class Categorical(EventMetric):
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
-        return (Contingency(*self.key, self.by),)
+        return (Contingency(*self.key, self.by, channels=self.channels),)
 
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -131,15 +131,26 @@ def event_counts(case: Case, threshold: Threshold, event: str) -> tuple[Array, n
     return found
 
 
+def chosen_alone(chosen: tuple[str, ...], channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+    """`Statistic.groups` of a statistic of some channels, each by itself; none chosen are all."""
+    return {c: (c,) for c in chosen if c in channels} if chosen else None
+
+
 @dataclass(frozen=True)
 class _EventStatistic(Statistic):
     """A statistic of one event.
 
-    threshold: see `Threshold`. event: ">", ">=", "<" or "<=" the threshold.
+    threshold: see `Threshold`. event: ">", ">=", "<" or "<=" the threshold. channels: those that are scored,
+    none for all; they are no part of the id, because the rows have them.
     """
 
     threshold: Threshold
     event: str = ">"
+    channels: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+
+    def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+        """See `Statistic.groups`."""
+        return chosen_alone(self.channels, channels)
 
     def valid(self, case: Case) -> npt.NDArray[np.bool_] | None:
         """See `Statistic.valid`."""

@@ -1,59 +1,29 @@
 """Forecasts and truths as chunks and states with checked dims, times, grid and units."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from . import _open
+from ._dims import GRID_TOLERANCE, SPACE, lead_seconds, standard_names, stored_size
+from ._dims import seconds as seconds
 from ._grid import Grid
+from ._protocols import Chunk as Chunk
 from ._protocols import ForecastChunk, History
 from ._units import same_units
 
 Array = npt.NDArray[Any]
 
-_ALIASES = {
-    "init_time": ("initial_time", "forecast_reference_time", "time"),
-    "lead_time": ("prediction_timedelta", "step"),
-    "member": ("number", "realization", "ensemble", "sample"),
-    "time": ("valid_time",),
-    "latitude": ("lat",),
-    "longitude": ("lon",),
-}
-_SPACE = ("latitude", "longitude")
 _FORECAST_DIMS = ("init_time", "lead_time", "member", "channel")
 _STATE_DIMS = ("time", "channel")
-# Axes written in float32 differ from the same axes in float64 by up to 2e-5 degrees.
-_GRID_TOLERANCE = 1e-4
+# Of a forecast `time` is the start, and of a truth the valid time is the time.
+_TIMES = {"init_time": "time", "time": "valid_time"}
 _CACHE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """A ForecastChunk that also states its grid and units, so that they are checked.
-
-    Attributes:
-        init_time: start of the forecast.
-        lead_time: time since then.
-        channels: names.
-        values: shape (member, channel, latitude, longitude), or (member, channel, point).
-        latitude: degrees, of the rows or of the points, or None when unknown.
-        longitude: degrees, of the columns or of the points, or None when unknown.
-        units: one string per channel, or None when unknown.
-        interpolation: how the values were brought to these points, "" when they were computed on them.
-    """
-
-    init_time: np.datetime64
-    lead_time: np.timedelta64
-    channels: tuple[str, ...]
-    values: Array
-    latitude: Array | None = None
-    longitude: Array | None = None
-    units: tuple[str, ...] | None = None
-    interpolation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +37,29 @@ class States:
         return np.asarray(self.array["time"].values)
 
     def read(self, times: npt.NDArray[np.datetime64], /) -> xr.DataArray:
-        return self.array.isel(time=np.searchsorted(seconds(self.times), seconds(times)))
+        where = np.searchsorted(seconds(self.times), seconds(times))
+        # A slice of an array in memory is no copy.
+        return self.array.isel(time=slice(where[0], where[0] + 1) if len(where) == 1 else where)
+
+    def of_channels(self, names: Sequence[str]) -> "States":
+        """Some channels."""
+        return States(self.array.sel(channel=list(names)))
 
 
-def as_history(data: xr.DataArray | History, argument: str) -> History:
-    """Wrap an array, pass anything else through, and check that its times can be looked up exactly.
+def as_history(data: xr.DataArray | xr.Dataset | History, argument: str) -> History:
+    """Wrap an xarray object, pass anything else through, and check that times can be looked up exactly.
 
     Raises:
         TypeError: for anything without `times` and `read`.
-        ValueError: for missing dims and for times that do not increase.
+        ValueError: see `open_source`, and for times that do not increase.
     """
-    if isinstance(data, xr.DataArray):
-        data = States(_ordered(data, _STATE_DIMS, argument))
+    if isinstance(data, xr.DataArray | xr.Dataset):
+        array = _block(data, _STATE_DIMS)
+        data = _open.Truth(_source(data, argument, truth=True)) if array is None else States(array)
     if not hasattr(data, "times") or not hasattr(data, "read"):
         raise TypeError(
-            f"{argument} must be an xarray.DataArray with dims {(*_STATE_DIMS, *_SPACE)} or an object with "
-            f"`times` and `read(times)`, got {type(data).__name__}"
+            f"{argument} must be an xarray.DataArray, an xarray.Dataset or an object with `times` and "
+            f"`read(times)`, got {type(data).__name__}"
         )
     steps = np.diff(seconds(data.times))
     if (steps <= np.timedelta64(0, "s")).any():
@@ -91,41 +68,62 @@ def as_history(data: xr.DataArray | History, argument: str) -> History:
     return data
 
 
-def forecast_chunks(forecast: xr.DataArray) -> Iterator[Chunk]:
-    """Iterate over the (init time, lead time) pairs of an array, loading one at a time.
+def as_chunks(forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk]) -> Iterable[ForecastChunk]:
+    """Chunks of an xarray object, which load one at a time; anything else passes through.
 
     Raises:
-        ValueError: for missing dims, duplicate times or a lead time without a time unit.
+        TypeError: for what is neither.
+        ValueError: see `open_source`, and for duplicate times.
     """
-    array = _ordered(forecast, _FORECAST_DIMS, "forecast")
-    inits, leads = seconds(array["init_time"].values), _lead_times(array["lead_time"])
+    if isinstance(forecast, np.ndarray) or not isinstance(forecast, Iterable):
+        raise TypeError(
+            "forecast must be an xarray.DataArray, an xarray.Dataset or chunks with init_time, lead_time, "
+            f"channels and values, got {type(forecast).__name__}"
+        )
+    if not isinstance(forecast, xr.DataArray | xr.Dataset):
+        return forecast
+    array = _block(forecast, _FORECAST_DIMS)
+    if array is not None:
+        return _chunks(array)
+    source = _source(forecast, "forecast", truth=False)
+    return _open.Forecast(source).chunks(source.init_times)
+
+
+def _chunks(array: xr.DataArray) -> Iterator[Chunk]:
+    """Every (init time, lead time) of an array whose dims are in order."""
+    inits, leads = seconds(array["init_time"].values), lead_seconds(array["lead_time"], "forecast")
     for name, times in (("init_time", inits), ("lead_time", leads)):
         if len(np.unique(times)) != len(times):
             raise ValueError(f"forecast has duplicate values along {name}")
     channels, units = channel_names(array), channel_units(array)
+    latitude, longitude = (array[axis].values for axis in SPACE)
     for i, init_time in enumerate(inits):
         for j, lead_time in enumerate(leads):
             yield Chunk(
                 init_time=init_time,
                 lead_time=lead_time,
                 channels=channels,
-                values=_Lazy(array.isel(init_time=i, lead_time=j)),  # type: ignore[arg-type]
-                latitude=array["latitude"].values,
-                longitude=array["longitude"].values,
+                values=_Lazy(array.variable.isel(init_time=i, lead_time=j)),  # type: ignore[arg-type]
+                latitude=latitude,
+                longitude=longitude,
                 units=units,
             )
 
 
-class _Lazy:
-    """Values of an array that are read when they are sliced or turned into a numpy array."""
+def _source(data: xr.DataArray | xr.Dataset, name: str, *, truth: bool) -> _open.Source:
+    source = _open.open_source(data, name, truth=truth)
+    source.refuse_duplicates()
+    return source
 
-    def __init__(self, array: xr.DataArray) -> None:
+
+class _Lazy:
+    """Values of a variable that are read when they are sliced or turned into a numpy array."""
+
+    def __init__(self, array: xr.Variable) -> None:
         self._array = array
         self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
-        stored = array.encoding.get("preferred_chunks", {})
-        names = [(str(d), *_ALIASES.get(str(d), ())) for d in array.dims]
-        sizes = tuple(max((int(stored.get(n, 0)) for n in known), default=0) for known in names)
-        self.chunks: tuple[Any, ...] = array.chunks or sizes
+        stored = tuple(stored_size(array, str(dim)) for dim in array.dims)
+        self.chunks: tuple[Any, ...] = array.chunks or stored
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -187,7 +185,7 @@ class Layout:
         Raises:
             ValueError: naming what differs.
         """
-        for axis in _SPACE:
+        for axis in SPACE:
             if axis in field.coords:
                 self._check_axis(axis, np.asarray(field[axis].values), "climatology")
         units = None if dimensionless else channel_units(field)
@@ -204,10 +202,10 @@ class Layout:
         if theirs is None:
             return
         other = np.asarray(theirs, np.float64)
-        if other.shape == ours.shape and np.abs(other - ours).max() <= _GRID_TOLERANCE:
+        if other.shape == ours.shape and np.abs(other - ours).max() <= GRID_TOLERANCE:
             return
         hint = "regrid one of them first"
-        if other.shape == ours.shape and np.abs(other[::-1] - ours).max() <= _GRID_TOLERANCE:
+        if other.shape == ours.shape and np.abs(other[::-1] - ours).max() <= GRID_TOLERANCE:
             hint = f"reverse one of them: {side}.isel({axis}=slice(None, None, -1))"
         raise ValueError(
             f"{axis} of {side} and truth differ: {_axis(other)} against {_axis(ours)}; nothing is "
@@ -256,12 +254,6 @@ class Truth:
         return self._cache[valid_time]
 
 
-def seconds(times: Any) -> npt.NDArray[Any]:
-    """Times or durations to whole seconds, the resolution of every record key."""
-    array = np.asarray(times)
-    return array.astype("datetime64[s]" if array.dtype.kind == "M" else "timedelta64[s]")
-
-
 def channel_names(array: xr.DataArray) -> tuple[str, ...]:
     """Names along the channel dim."""
     return tuple(str(c) for c in array["channel"].values)
@@ -282,56 +274,36 @@ def channel_units(array: xr.DataArray) -> tuple[str, ...] | None:
     return None
 
 
-def _ordered(array: xr.DataArray, dims: tuple[str, ...], argument: str) -> xr.DataArray:
-    """Rename the usual synonyms, restore dims that were selected away, and put space last."""
-    if not isinstance(array, xr.DataArray):
-        raise TypeError(
-            f"{argument} must be an xarray.DataArray, got {type(array).__name__}: "
-            'use Dataset.to_dataarray(dim="channel") on a Dataset'
-        )
-    for name in (*dims, *_SPACE):
-        synonym = next((s for s in _ALIASES.get(name, ()) if s in array.dims or s in array.coords), None)
-        if name not in array.dims and name not in array.coords and synonym is not None:
+def _block(data: xr.DataArray | xr.Dataset, dims: tuple[str, ...]) -> xr.DataArray | None:
+    """An array with these dims, then space; None for what has to be put together from its parts."""
+    if not isinstance(data, xr.DataArray):
+        return None
+    array = standard_names(data)
+    for name in dims:
+        synonym = _TIMES.get(name)
+        if synonym is not None and name not in array.coords and synonym in array.coords:
             array = array.rename({synonym: name})
-        if name in dims and name not in array.dims and (name in array.coords or name == "member"):
+        if name not in array.dims and (name in array.coords or name == "member"):
             array = array.expand_dims(name)
-    order = (*dims, *_space(array, argument))
-    if set(order) != set(array.dims):
-        raise ValueError(f"{argument} must have dims {(*dims, *_SPACE)}, got {array.dims}")
-    unlabelled = [name for name in dims if name != "member" and name not in array.coords]
-    if unlabelled:
-        raise ValueError(f"{argument} needs coordinate values along {unlabelled}")
-    return array.transpose(*order)
+    labelled = all(name in array.coords for name in (*dims, *SPACE) if name != "member")
+    order = (*dims, *_space(array, "the array")) if labelled else ()
+    return array.transpose(*order) if labelled and set(order) == set(array.dims) else None
 
 
 def _space(array: xr.DataArray, argument: str) -> tuple[str, ...]:
     """The dims of space: latitude and longitude, or the one along which both are coordinates."""
-    absent = [name for name in _SPACE if name not in array.coords]
+    absent = [name for name in SPACE if name not in array.coords]
     if absent:
         raise ValueError(f"{argument} needs coordinate values of {absent}, it has dims {array.dims}")
-    dims = {str(d) for name in _SPACE for d in array[name].dims}
+    dims = {str(d) for name in SPACE for d in array[name].dims}
     if len(dims) == 1:
         return tuple(dims)
-    if dims != set(_SPACE):
+    if dims != set(SPACE):
         raise ValueError(
             f"latitude and longitude of {argument} must be the two axes of a grid or both lie along one "
             f"dim of points, got {array['latitude'].dims} and {array['longitude'].dims}"
         )
-    return _SPACE
-
-
-def _lead_times(lead: xr.DataArray) -> npt.NDArray[np.timedelta64]:
-    values = lead.values
-    if values.dtype.kind in "iuf":
-        unit = str(lead.attrs.get("units", "")).strip().lower()
-        scale = {"hours": 3600, "hour": 3600, "h": 3600, "days": 86400, "seconds": 1, "minutes": 60}.get(unit)
-        if scale is None:
-            raise ValueError(
-                "lead_time of forecast is a plain number without a time unit: give it dtype timedelta64 or "
-                'the attribute units = "hours"'
-            )
-        values = np.round(values * scale).astype("timedelta64[s]")
-    return cast("npt.NDArray[np.timedelta64]", seconds(values))
+    return SPACE
 
 
 def _axis(values: Array) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ._fields import seconds
+from ._dims import UNIT_SECONDS, standard_names
 
-ALIASES = {
-    "init_time": ("initial_time", "forecast_reference_time", "initialization_time", "reftime"),
-    "lead_time": ("prediction_timedelta", "step", "forecast_period", "leadtime", "lead"),
-    "valid_time": ("validity_time",),
-    "member": ("number", "realization", "ensemble", "sample", "member_id", "ensemble_member"),
-    "latitude": ("lat",),
-    "longitude": ("lon",),
-    "level": ("isobaricInhPa", "pressure_level", "plev", "pressure", "lev", "isobaricInPa"),
-}
 _SHORT = {
     "geopotential": "z",
     "temperature": "t",
@@ -39,18 +31,6 @@ _SHORT = {
     "surface_pressure": "sp",
     "sea_surface_temperature": "sst",
     "total_precipitation": "tp",
-}
-_STEPS = {
-    "ns": 1e-9,
-    "nanoseconds": 1e-9,
-    "s": 1,
-    "seconds": 1,
-    "minutes": 60,
-    "h": 3600,
-    "hour": 3600,
-    "hours": 3600,
-    "d": 86400,
-    "days": 86400,
 }
 _COMMON_YEAR = ("noleap", "365_day")
 
@@ -69,18 +49,16 @@ def open_datasets(paths: Sequence[str], engine: str | None = None) -> list[tuple
     return found
 
 
-def standard_names(dataset: xr.Dataset) -> xr.Dataset:
-    """Rename the usual synonyms of dims and coordinates."""
-    renames = {}
-    for name, synonyms in ALIASES.items():
-        known = set(map(str, dataset.dims)) | set(map(str, dataset.coords))
-        # forecast_period and its kin may be data variables in files without a "coordinates" attribute.
-        known |= {str(v) for v in dataset.data_vars if str(v) in synonyms and dataset[v].ndim <= 1}
-        present = [s for s in synonyms if s in known]
-        if name not in known and present:
-            renames[present[0]] = name
-    dataset = dataset.rename(renames)
-    return dataset.set_coords([n for n in ALIASES if n in dataset.data_vars and dataset[n].ndim <= 1])
+def open_dataset(path: str, section: str) -> xr.Dataset:
+    """The one dataset at a path.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_datasets`, and for several datasets.
+    """
+    found = open_datasets([path])
+    if len(found) > 1:
+        raise ValueError(f"[{section}] needs one file, {path} has {len(found)} of one kind of field")
+    return found[0][1]
 
 
 def short_name(variable: str) -> str:
@@ -88,44 +66,45 @@ def short_name(variable: str) -> str:
     return _SHORT.get(variable, variable)
 
 
-def channel_fields(dataset: xr.Dataset) -> Iterator[tuple[str, str, xr.DataArray]]:
-    """Name, unit and lazy array of every channel: one per variable, level and entry along `channel`."""
+@dataclass(frozen=True)
+class Field:
+    """A channel of a dataset.
+
+    Attributes:
+        channel: name.
+        unit: "" when not stated.
+        variable: that holds it.
+        dim: along which the variable holds several channels, "" when it holds one.
+        place: position along it.
+    """
+
+    channel: str
+    unit: str
+    variable: str
+    dim: str = ""
+    place: int = 0
+
+
+def channel_fields(dataset: xr.Dataset) -> Iterator[Field]:
+    """Every channel: one per variable, level and entry along `channel`."""
     for variable in map(str, dataset.data_vars):
         array = dataset[variable]
         if array.dtype.kind not in "fiu" or not array.dims:
             continue
-        if "channel" in array.dims:
-            units = array.coords.get("units")
-            for k, name in enumerate(array["channel"].values):
-                unit = str(units.values[k]) if units is not None and units.dims == ("channel",) else ""
-                yield str(name), unit or str(array.attrs.get("units", "")), array.isel(channel=k, drop=True)
-            continue
         short, unit = short_name(variable), str(array.attrs.get("units", ""))
-        if "level" not in array.coords:
-            yield short, unit, array
-            continue
-        levels = _hectopascals(array["level"])
-        for k, level in enumerate(np.atleast_1d(levels)):
-            yield f"{short}{level:g}", unit, array.isel(level=k, drop=True) if levels.ndim else array
-
-
-def lead_seconds(lead: xr.DataArray) -> npt.NDArray[np.timedelta64]:
-    """Lead times of a coordinate, from their dtype or the unit it states.
-
-    Raises:
-        ValueError: for plain numbers without a unit.
-    """
-    values = lead.values
-    if values.dtype.kind == "m":
-        return seconds(values)
-    scale = _STEPS.get(str(lead.attrs.get("units", "")).strip().lower())
-    if scale is None:
-        raise ValueError(
-            "the lead times are plain numbers without a unit: give that coordinate the attribute "
-            'units = "hours", or the dtype timedelta64'
-        )
-    whole: npt.NDArray[np.timedelta64] = np.round(values * scale).astype("timedelta64[s]")
-    return whole
+        if "channel" in array.dims:
+            stated = array.coords.get("units")
+            units = stated.values if stated is not None and stated.dims == ("channel",) else ()
+            for k, name in enumerate(array["channel"].values):
+                own = str(units[k]) if len(units) else ""
+                yield Field(str(name), own or unit, variable, "channel", k)
+        elif "level" not in array.coords:
+            yield Field(short, unit, variable)
+        else:
+            levels = _hectopascals(array["level"])
+            dim = "level" if levels.ndim else ""
+            for k, level in enumerate(np.atleast_1d(levels)):
+                yield Field(f"{short}{level:g}", unit, variable, dim, k)
 
 
 def _expand(paths: Sequence[str]) -> list[str]:
@@ -150,12 +129,22 @@ def _open(path: str, engine: str | None) -> list[xr.Dataset]:
     try:
         # Lead times stay numbers, so that a field in hours does not turn into a duration with them.
         raw = xr.open_dataset(path, engine=engine, decode_times=False, decode_timedelta=False, **options)
+        if engine == "zarr":
+            # A store lists its variables in any order.
+            raw = raw[sorted(raw.data_vars, key=str)]
         return [xr.decode_cf(_common_years(raw), mask_and_scale=False, decode_timedelta=False)]
     except ImportError as error:
         raise ValueError(f"{path} needs a reader that is not installed: {error}") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         # xarray's text lists every engine it knows over several lines.
-        raise ValueError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        why = (str(error).splitlines() or [""])[0]
+        if "did not find a match" in why:
+            why = "it is neither netCDF, zarr nor GRIB, or the reader of its format is not installed"
+        if "No group found" in why:
+            why = (
+                f'the folder holds no zarr; name files in it by a pattern, such as "{path.rstrip("/")}/*.nc"'
+            )
+        raise ValueError(f"cannot read {path}: {why.partition('. To install')[0]}") from error
 
 
 def _consolidated(path: str) -> bool | None:
@@ -206,7 +195,7 @@ def _common_years(dataset: xr.Dataset) -> xr.Dataset:
         passed = int((start - np.datetime64(f"{year}-01-01", "s")) / np.timedelta64(1, "s"))
         if _leap(np.array([year - 1970], "datetime64[Y]"))[0] and passed >= 60 * 86400:
             passed -= 86400
-        total = np.round(variable.values * _STEPS[unit.strip().lower()]).astype(np.int64) + passed
+        total = np.round(variable.values * UNIT_SECONDS[unit.strip().lower()]).astype(np.int64) + passed
         dataset = dataset.assign_coords({name: (variable.dims, _from_common(year, total))})
     return dataset
 
@@ -230,5 +219,8 @@ def _leap(years: npt.NDArray[np.datetime64]) -> npt.NDArray[np.bool_]:
 
 
 def _hectopascals(level: xr.DataArray) -> npt.NDArray[np.float64]:
-    values = np.asarray(level.values, np.float64)
+    try:
+        values = np.asarray(level.values, np.float64)
+    except ValueError:
+        raise ValueError(f"levels must be pressures, got {level.values.ravel()[0]!s} among them") from None
     return values / 100 if str(level.attrs.get("units", "")).strip() == "Pa" else values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,17 @@ class Grid:
         """First point of each row, and N: shape (rows + 1,)."""
         run = self.shape[1] if self.regular else _RUN
         return np.append(np.arange(0, self.size, run), self.size).astype(np.intp)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Grid) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @cached_property
+    def _key(self) -> tuple[tuple[int, ...], str]:
+        """Equal for equal positions in equal order: what is kept by grid serves all files on that grid."""
+        return self.shape, digest(*((self.latitude, self.longitude) if self.axes is None else self.axes))
 
     @property
     def name(self) -> str:

@@ -9,15 +9,14 @@ A 68, 30229); the equal-weighted cosine estimator (Lazarus, Lewis, Stock and Wat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from ._choices import Method as Method
 from ._grid import Vector
-
-Method = Literal["ewc_ar1", "ewc", "geer", "iid", "hln", "hg"]
 
 MINIMUM_STARTS = 30
 # An autoregression that is fitted to fewer effective values says little.
@@ -36,7 +35,9 @@ class TestResult:
         p_value: two-sided.
         inflation: stderr over the one for independent values.
         n: T, the number of finite differences.
-        n_effective: T / inflation^2.
+        n_effective: T / inflation^2. It is above T where successive differences alternate, because their
+            mean is then known better than from independent values; a short series can look like that by
+            chance, so judge whether a test can be relied on by the smaller of n and n_effective.
         notes: what limits trust in the result: "few starts" (T < 30), "irregular spacing", "constant
             difference", "few effective starts" (n_effective < 10), "no estimate of the standard error".
     """
@@ -70,6 +71,9 @@ def paired_test(
     autocorrelations (autocovariances divided by T, which keeps the fitted process stationary; k may be below
     1). Optimistic when T is small against the correlation time: at T = 50 and lag-1 correlation 0.6 it finds
     a difference between equals in 12 % of cases at the 5 % level.
+
+    "geer_wbx": the variant of WeatherBench-X, which divides the autocovariance of lag k by T - k and the
+    variance by T - 1, so that r2 is (T - 1) / (T - 2) times that of "geer" and r1 the same.
 
     "ewc": the mean square of the v = floor(0.4 T^(2/3)) lowest cosine coefficients, with v degrees of
     freedom. Optimistic for strong correlation, where the spectrum falls within those frequencies (11 % at T =
@@ -176,8 +180,8 @@ def mean_tests(d_TN: Vector, method: Method, horizon: int = 1) -> MeanTests:
     varied = np.where(constant, np.arange(n)[:, None] % 2, anomaly) if constant.any() else anomaly
     if method == "iid":
         stderr, df = naive, n - 1
-    elif method == "geer":
-        stderr, df = naive * _ar2_inflation(varied), n - 1
+    elif method in ("geer", "geer_wbx"):
+        stderr, df = naive * _ar2_inflation(varied, method == "geer_wbx"), n - 1
     elif method in ("ewc", "ewc_ar1"):
         stderr, df = _cosine(varied, method == "ewc_ar1")
     else:
@@ -200,15 +204,19 @@ def _autocovariance(anomaly_TN: Vector, lags: int) -> Vector:
     return out
 
 
-def _ar2_inflation(anomaly_TN: Vector) -> Vector:
-    """k of Geer (2016)."""
-    if len(anomaly_TN) < 4:
+def _ar2_inflation(anomaly_TN: Vector, by_terms: bool) -> Vector:
+    """k of Geer (2016); `by_terms` divides autocovariances by their number of terms."""
+    n = len(anomaly_TN)
+    if n < 4:
         return np.ones(anomaly_TN.shape[1])
     c0, c1, c2 = _autocovariance(anomaly_TN, 3)
     r1, r2 = c1 / c0, c2 / c0
+    if by_terms:
+        r2 = r2 * (n - 1) / (n - 2)
     phi1 = r1 * (1 - r2) / (1 - r1**2)
     phi2 = (r2 - r1**2) / (1 - r1**2)
-    return np.asarray(np.sqrt(1 - r1 * phi1 - r2 * phi2) / (1 - phi1 - phi2))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt(1 - r1 * phi1 - r2 * phi2) / np.abs(1 - phi1 - phi2))
 
 
 def _cosine(anomaly_TN: Vector, corrected: bool) -> tuple[Vector, int]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from ._blocks import stored_pieces
-from ._fields import Chunk, channel_names, channel_units, forecast_chunks
+from ._choices import PointMethod as PointMethod
+from ._fields import Chunk, as_chunks, channel_names, channel_units
 from ._grid import Array, Grid, Vector, great_circle_km, search_tree, unit_vectors
 from ._protocols import Climatology, ForecastChunk
-from ._regrid import Axes, _check, is_global
+from ._regrid import Axes, Neighbours, brackets, check_axes
 from ._units import same_units
 
-PointMethod = Literal["bilinear", "nearest", "nearest_land"]
-
-_SLACK = 1e-6
 _HIGHEST = 9000.0
 _TEMPERATURES = ("K", "degC", "celsius", "C")
 
@@ -58,14 +56,9 @@ class Interpolator:
         if method not in get_args(PointMethod):
             raise ValueError(f"method must be one of {get_args(PointMethod)}, got {method!r}")
         latitude, longitude = (np.asarray(a, np.float64) for a in source)
-        _check((latitude, longitude), "source")
+        check_axes((latitude, longitude), "source")
         self.method, self.points, self.shape = method, points, (latitude.size, longitude.size)
-        poles, circle = is_global(latitude, longitude)
-        wanted = np.clip(points.latitude, latitude.min(), latitude.max()) if poles else points.latitude
-        rows = _between(latitude, wanted)
-        columns = _between(
-            np.append(longitude, longitude[0] + 360) if circle else longitude, _turned(longitude, points)
-        )
+        rows, columns = brackets((latitude, longitude), points.latitude, points.longitude)
         outside = np.isnan(rows[1]) | np.isnan(columns[1])
         if method == "bilinear":
             self._index, self._weight = _product(rows, columns, longitude.size)
@@ -132,7 +125,7 @@ class HeightCorrection:
 
 
 def at_points(
-    forecast: xr.DataArray | Iterable[ForecastChunk],
+    forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk],
     points: Grid,
     *,
     method: PointMethod = "bilinear",
@@ -162,7 +155,7 @@ def at_points(
             kelvin or degrees Celsius.
     """
     maps: dict[bytes, Interpolator] = {}
-    for chunk in forecast_chunks(forecast) if isinstance(forecast, xr.DataArray) else forecast:
+    for chunk in as_chunks(forecast):
         source = _axes(chunk, axes)
         key = b"".join(a.tobytes() for a in source)
         if key not in maps:
@@ -264,26 +257,7 @@ def _axes(chunk: ForecastChunk, given: Axes | None) -> Axes:
     return np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
 
 
-def _turned(longitude: Vector, points: Grid) -> Vector:
-    """Longitudes of points in the turn that starts at the first column."""
-    return np.asarray(longitude[0] + (points.longitude - longitude[0] + _SLACK) % 360.0 - _SLACK)
-
-
-def _between(axis: Vector, wanted: Vector) -> tuple[npt.NDArray[np.intp], Vector]:
-    """Position of the neighbour below, and the share of the one after it; NaN outside."""
-    rising = axis if axis[0] < axis[-1] else axis[::-1]
-    inside = (wanted >= rising[0] - _SLACK) & (wanted <= rising[-1] + _SLACK)
-    place = np.clip(wanted, rising[0], rising[-1])
-    left = np.clip(np.searchsorted(rising, place, side="right") - 1, 0, rising.size - 2)
-    share = (place - rising[left]) / (rising[left + 1] - rising[left])
-    if rising is not axis:
-        left, share = axis.size - 2 - left, 1 - share
-    return left, np.where(inside, share, np.nan)
-
-
-def _product(
-    rows: tuple[npt.NDArray[np.intp], Vector], columns: tuple[npt.NDArray[np.intp], Vector], width: int
-) -> tuple[npt.NDArray[np.intp], Vector]:
+def _product(rows: Neighbours, columns: Neighbours, width: int) -> tuple[npt.NDArray[np.intp], Vector]:
     """Indices and weights (N, 4)."""
     (i, a), (j, b) = rows, columns
     row, down = np.stack([i, i, i + 1, i + 1], 1), np.stack([1 - a, 1 - a, a, a], 1)

@@ -23,17 +23,18 @@ from ._config import (
     StationSettings,
     chosen_inits,
 )
+from ._cube import Key
 from ._evaluate import evaluate
 from ._fields import Chunk, seconds
-from ._files import open_datasets, short_name
-from ._grid import Array
+from ._files import open_dataset, short_name
+from ._grid import Array, Grid
 from ._interpolate import HeightCorrection, Interpolator, PointClimatology, chunk_at_points
-from ._metrics import STANDARD_METRICS
-from ._open import Forecast, Key, Source, Truth, _positions, open_source
+from ._metrics import STANDARD_METRICS, check_channels
+from ._open import Forecast, Source, Truth, open_source, positions
 from ._presets import PRESETS
 from ._protocols import Climatology, History
 from ._records import Records
-from ._regions import DEFAULT_REGIONS
+from ._regions import BOXES, DEFAULT_REGIONS, box
 from ._regrid import Axes, global_axes
 from ._stations import ClimateCheck, Observed, StationReports, metar
 from ._units import same_units
@@ -135,6 +136,7 @@ class Job:
     land: Any
     truth_name: str
     points: Points | None = None
+    regions: Sequence[str] = DEFAULT_REGIONS
 
     @cached_property
     def init_times(self) -> Starts:
@@ -152,17 +154,18 @@ class Job:
             "land_fraction": self.land,
             "truth_name": self.truth_name,
             "missing_truth": s.missing_truth,
+            "truth_models": s.truth_models,
         }
         if s.preset is not None:
             found = PRESETS[s.preset].evaluate(
-                chunks, self.truth, metrics=s.metrics, regions=s.regions, **shared
+                chunks, self.truth, metrics=s.metrics, regions=s.regions, costly=s.costly, **shared
             )
         else:
             found = evaluate(
                 chunks if self.points is None else map(self.points.chunk, chunks),
                 self._truth_of(init_time),
                 metrics=STANDARD_METRICS if s.metrics is None else s.metrics,
-                regions=DEFAULT_REGIONS if s.regions is None else s.regions,
+                regions=self.regions if s.regions is None else s.regions,
                 weights=s.weights or ("cell" if self.points is None else "equal"),
                 **shared,
             )
@@ -217,19 +220,19 @@ def prepare(settings: RunSettings) -> Job:
 
 
 def _on_grid(settings: RunSettings, source: Source, section: SourceSettings) -> Job:
-    truth = opened(section, "truth", settings.path)
-    source = _common_channels(settings, source, truth.channels)
+    truth = section.open("truth", settings.path)
+    source = _common_channels(settings, source, truth.channels, section.channels)
     truth = truth.select(channels=source.channels)
-    _no_duplicates(source)
-    _no_duplicates(truth)
+    source.refuse_duplicates()
+    truth.refuse_duplicates()
     source, truth, note = _one_grid(settings, source, truth)
     land = settings.land
     return Job(
         settings,
         _forecast(settings, source, truth.units),
         Truth(truth, source.units),
-        _climatology(settings),
-        None if land is None else _fixed(settings, land.path, land.variable, truth, "land")[0],
+        _climatology(settings, source),
+        None if land is None else fixed_field(settings.path(land.path), land.variable, truth, "land")[0],
         (section.name or Path(section.path[0]).name.split(".")[0]) + note,
     )
 
@@ -237,21 +240,23 @@ def _on_grid(settings: RunSettings, source: Source, section: SourceSettings) -> 
 def _at_stations(
     settings: RunSettings, source: Source, section: StationSettings, stations: PointSettings
 ) -> Job:
-    variables = _variables(section)
-    source = _common_channels(settings, source, [v.channel for v in variables])
+    variables = observed_variables(section)
+    named = section.variables is not None or section.channels is not None
+    known = [v.channel for v in variables]
+    source = _common_channels(settings, source, known, known if named else None)
     variables = tuple(v for v in variables if v.channel in source.channels)
-    _no_duplicates(source)
+    source.refuse_duplicates()
     if source.axes is None:
         raise ValueError(f"{source.name} is a set of points: only grids can be brought to stations")
     source = source.eastwards()
     forecast = _forecast(settings, source, {v.channel: v.to or v.unit for v in variables})
     # Of all starts, so that a longer period of starts does not change the stations.
     times = np.unique(np.array([sum(key) for key in forecast.keys], "datetime64[s]"))
-    reports = _reports(settings, section, variables, times)
+    reports = station_reports(section, variables, times, settings.path)
     land = None
     if settings.land is not None:
-        land = _fixed(settings, settings.land.path, settings.land.variable, source, "land")[0]
-    normal: Climatology | None = _climatology(settings)
+        land = fixed_field(settings.path(settings.land.path), settings.land.variable, source, "land")[0]
+    normal: Climatology | None = _climatology(settings, source)
     if normal is not None:
         normal = PointClimatology(normal, reports.grid, stations.interpolation, land)
     if section.sigmas is not None and normal is not None:
@@ -261,14 +266,29 @@ def _at_stations(
     )
     points = Points(mapped, _height(settings, stations, source, reports))
     name = section.name or Path(section.stations).name.split(".")[0]
-    return Job(settings, forecast, reports, normal, None, f"{name}, {reports.name}", points)
+    return Job(
+        settings,
+        forecast,
+        reports,
+        normal,
+        None if land is None else _nearest(source, reports.grid, land),
+        f"{name}, {reports.name}",
+        points,
+        [r for r in DEFAULT_REGIONS if box(reports.grid, *BOXES[r]).any()],
+    )
 
 
-def _reports(
-    settings: RunSettings, section: StationSettings, variables: Sequence[Observed], times: Starts
+def _nearest(source: Source, points: Grid, field: Array) -> Array:
+    """A field on the grid of a source at the nearest grid point of each station."""
+    return Interpolator((source.latitude, source.longitude), points, "nearest")(field)
+
+
+def station_reports(
+    section: StationSettings, variables: Sequence[Observed], times: Starts, path: Callable[[str], str] = str
 ) -> StationReports:
+    """Reports of a section at some valid times."""
     return StationReports(
-        path=settings.path(section.stations),
+        path=path(section.stations),
         times=times,
         variables=variables,
         layout=section.layout,
@@ -280,12 +300,18 @@ def _reports(
     )
 
 
-def _variables(section: StationSettings) -> tuple[Observed, ...]:
+def observed_variables(section: StationSettings) -> tuple[Observed, ...]:
     """Channels of the reports under the names that files of forecasts have."""
     if section.variables is None:
         named = [(replace(v, channel=short_name(v.channel)), v.channel) for v in metar()]
     else:
         named = [(v, v.channel) for v in section.variables]
+    names = {name for v, given in named for name in (v.channel, given)}
+    unused = sorted(set(section.rename) - names)
+    if unused:
+        raise ValueError(
+            f"truth.rename names {unused}, which are no channels of the reports: {sorted(names)}"
+        )
     found = [
         replace(v, channel=section.rename.get(given, section.rename.get(v.channel, v.channel)))
         for v, given in named
@@ -305,17 +331,27 @@ def _height(
     section = stations.orography
     if section is None:
         return None
-    height, unit = _fixed(settings, section.path, section.variable, source, "stations.orography")
-    if same_units(unit, "m2 s-2"):
-        height = height / _GRAVITY
+    absent = sorted(set(section.rates) - set(source.channels))
+    if absent:
+        raise ValueError(
+            f"stations.orography.rates names {absent} and the forecast has {list(source.channels)}: name the "
+            "temperatures that are corrected, such as rates = {t2m = 0.0065}"
+        )
+    height = surface_height(settings.path(section.path), section.variable, source)
     return HeightCorrection(orography=height, elevation=reports.elevation, rates=section.rates)
+
+
+def surface_height(path: str, variable: str, source: Source) -> Array:
+    """Height of the surface of a model in m, from itself or a geopotential."""
+    height, unit = fixed_field(path, variable, source, "stations.orography")
+    return height / _GRAVITY if same_units(unit, "m2 s-2") else height
 
 
 def _forecast_source(settings: RunSettings) -> Source:
     """Files of the forecast, or of the states that a baseline is made of."""
     section = settings.forecast
     if isinstance(section, SourceSettings):
-        source = opened(section, "forecast", settings.path)
+        source = section.open("forecast", settings.path)
         if settings.leads is not None:
             source = source.select(lead_times=np.array(settings.leads, "timedelta64[s]"))
         return source
@@ -329,7 +365,7 @@ def _forecast_source(settings: RunSettings) -> Source:
             engine=section.engine,
         )
     assert isinstance(settings.truth, SourceSettings)
-    found = opened(settings.truth, "truth", settings.path)
+    found = settings.truth.open("truth", settings.path)
     return found if section.channels is None else found.select(channels=section.channels)
 
 
@@ -341,10 +377,19 @@ def _forecast(settings: RunSettings, source: Source, units: Mapping[str, str]) -
     return Made(source, section, chosen_inits(settings.inits, held), settings.leads or (), units)
 
 
-def _common_channels(settings: RunSettings, source: Source, known: Sequence[str]) -> Source:
-    """The channels of the forecast that the truth has."""
+def _common_channels(
+    settings: RunSettings, source: Source, known: Sequence[str], named: Sequence[str] | None
+) -> Source:
+    """The channels of the forecast that the truth has; those that the truth names, or the forecast, all."""
     common = [c for c in source.channels if c in known]
     if settings.forecast.channels is None and common:
+        lacking = [c for c in named or () if c not in source.channels]
+        if lacking:
+            raise ValueError(
+                f"the truth names the channels {list(named or ())} and the forecast has no {lacking}; it has "
+                f"{list(source.channels)}: correct truth.channels, rename by [forecast.rename], or name what "
+                "is scored by forecast.channels too"
+            )
         source = source.select(channels=common)
     absent = [c for c in source.channels if c not in known]
     if absent:
@@ -352,6 +397,7 @@ def _common_channels(settings: RunSettings, source: Source, known: Sequence[str]
             f"truth has no channel {absent}; it has {list(known)}: choose channels, or rename them "
             "by [truth.rename]"
         )
+    check_channels(settings.metrics or (), source.channels, "the forecast")
     return source
 
 
@@ -396,40 +442,6 @@ class _Kept:
         return self._states[time]
 
 
-def opened(section: SourceSettings, name: str, path: Callable[[str], str] = str) -> Source:
-    """Open the files of a section.
-
-    Args:
-        section: forecast or truth.
-        name: "forecast" or "truth".
-        path: where a path of the section is.
-
-    Raises:
-        FileNotFoundError, ValueError: see `open_source`.
-    """
-    return open_source(
-        [path(p) for p in section.path],
-        name,
-        truth=name == "truth",
-        channels=section.channels,
-        rename=section.rename,
-        members=section.members,
-        lead_times=None if section.leads is None else list(np.array(section.leads, "timedelta64[s]")),
-        init_time=None if section.init_time is None else np.datetime64(section.init_time),
-        lead_time=None if section.lead_time is None else np.timedelta64(section.lead_time, "s"),
-        engine=section.engine,
-    )
-
-
-def _no_duplicates(source: Source) -> None:
-    if source.duplicates:
-        origin, (init, lead) = source.duplicates[0]
-        raise ValueError(
-            f"{origin} holds {np.datetime64(init, 's')} + {lead / 3600:g} h twice, one of "
-            f"{len(source.duplicates)} such times: drop the repeats; wx-eval doctor lists them"
-        )
-
-
 def _one_grid(settings: RunSettings, forecast: Source, truth: Source) -> tuple[Source, Source, str]:
     """Both on one grid, and what was done to the truth."""
     regrid = settings.regrid
@@ -462,28 +474,35 @@ def _onto(source: Source, target: Source, method: Any) -> Source:
     return source.regridded(axes, method)
 
 
-def _climatology(settings: RunSettings) -> DayClimatology | None:
+def _climatology(settings: RunSettings, source: Source) -> DayClimatology | None:
     section = settings.climatology
     if section is None:
         return None
-    [(_, dataset)] = open_datasets([settings.path(section.path)])
+    absent = sorted(set(section.channels or ()) - set(source.channels))
+    if absent:
+        raise ValueError(
+            f"climatology.channels names {absent} and the forecast has {list(source.channels)}: use its names"
+        )
+    path = settings.path(section.path)
+    dataset = open_dataset(path, "climatology")
     channels: Mapping[str, Any] | None = section.channels
     if channels is not None:
         channels = {c: tuple(v) if isinstance(v, list) else v for c, v in channels.items()}
-    return DayClimatology.open(dataset, name=section.name, calendar=section.calendar, channels=channels)
+    try:
+        return DayClimatology.open(dataset, name=section.name, calendar=section.calendar, channels=channels)
+    except ValueError as error:
+        raise ValueError(f"[climatology] {path}: {error}") from error
 
 
-def _fixed(
-    settings: RunSettings, path: str, variable: str, source: Source, section: str
-) -> tuple[Array, str]:
+def fixed_field(origin: str, variable: str, source: Source, section: str) -> tuple[Array, str]:
     """A field that does not change, on the grid of a source, and its unit."""
-    [(origin, dataset)] = open_datasets([settings.path(path)])
+    dataset = open_dataset(origin, section)
     if variable not in dataset:
         raise ValueError(f"{origin} has no variable {variable!r}, it has {list(map(str, dataset.data_vars))}")
     array: xr.DataArray = dataset[variable].squeeze(drop=True)
     unit = str(array.attrs.get("units", ""))
     for dim, theirs in zip(source.space, (source.latitude, source.longitude), strict=False):
-        found = _positions(np.asarray(array[dim].values, np.float64), theirs, dim)
+        found = positions(np.asarray(array[dim].values, np.float64), theirs, dim)
         if found is None:
             raise ValueError(
                 f"[{section}] {origin} is not on the grid of the {source.name}, {source.grid_text}: regrid it"

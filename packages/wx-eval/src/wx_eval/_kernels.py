@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -20,6 +21,8 @@ Kernel = Literal["numpy", "numba"]
 # more for the call than for the arithmetic. Measured for 8 and 50 members: 3 MiB is 12 % slower.
 _TILE_BYTES = 6 << 20
 _TILE_POINTS = (1024, 32768)
+# The compiled kernel has no calls to save: a tile is what one call of numpy centres for it.
+_COMPILED_TILE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +75,22 @@ class EnsembleStatistics:
 
     def to_numpy(self) -> EnsembleStatistics:
         """The same in arrays of numpy."""
+        return self._converted(to_numpy)
+
+    def to_torch(self) -> EnsembleStatistics:
+        """The same in tensors on the CPU, which share the memory of the arrays."""
+        import torch
+
+        def convert(value: Any) -> Any:
+            # Arithmetic of torch lacks unsigned integers of more than one byte.
+            return torch.from_numpy(value.astype(np.int32) if value.dtype == np.uint16 else value)
+
+        return self._converted(convert)
+
+    def _converted(self, convert: Callable[[Any], Any]) -> EnsembleStatistics:
         names = ("skill", "pair_sum", "error", "variance", "below", "equal")
-        return replace(self, **{name: to_numpy(getattr(self, name)) for name in names})
+        held = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: convert(value) for name, value in held.items() if value is not None})
 
 
 def is_tensor(value: object) -> bool:
@@ -106,10 +123,11 @@ def ensemble_statistics(
     depend on which points it shares a tile with. NaN in, NaN out.
 
     Args:
-        values: forecast, shape (M, *S); a tensor is handled on its device.
+        values: forecast, shape (M, *S); a tensor is handled on its device, on the CPU as an array.
         truth: shape (*S).
         ranks: also count members below and equal to the truth.
-        kernel: of arrays. "numba" is faster and needs the extra `fast`; the first call compiles it.
+        kernel: on the CPU. "numba" gives the same bits faster and needs the extra `fast`; the first call
+            compiles it.
 
     Returns:
         Statistics with shape (*S), in float64 if either input is float64, else float32.
@@ -119,7 +137,7 @@ def ensemble_statistics(
         ImportError: when numba is asked for and not installed.
     """
     if is_tensor(values):
-        return _of_tensors(cast("Tensor", values), truth, ranks)
+        return _of_tensors(cast("Tensor", values), truth, ranks, kernel)
     x, y = np.asarray(values), np.asarray(truth)
     if x.ndim == 0 or x.shape[0] == 0 or x.shape[1:] != y.shape:
         raise ValueError(f"values must have shape (members, {_dims(y.shape)}) to match truth, got {x.shape}")
@@ -143,7 +161,19 @@ def ensemble_statistics(
     )
 
 
-def _of_tensors(values: Tensor, truth: Any, ranks: bool) -> EnsembleStatistics:
+def mean_error(values: npt.NDArray[Any], truth: npt.NDArray[Any]) -> FloatArray:
+    """`error` of `ensemble_statistics` alone, to the same bits: values (M, *S), truth (*S)."""
+    dtype = np.result_type(values.dtype, truth.dtype, np.float32)
+    error, away = np.zeros(truth.shape, dtype), np.empty(truth.shape, dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for member in values:
+            np.subtract(member, truth, out=away, dtype=dtype)
+            np.add(error, away, out=error)
+        error /= len(values)
+    return error
+
+
+def _of_tensors(values: Tensor, truth: Any, ranks: bool, kernel: Kernel) -> EnsembleStatistics:
     import torch
 
     from ._kernels_torch import statistics
@@ -154,6 +184,10 @@ def _of_tensors(values: Tensor, truth: Any, ranks: bool) -> EnsembleStatistics:
         raise ValueError(
             f"values must have shape (members, {expected}) to match truth, got {tuple(values.shape)}"
         )
+    if values.device.type == "cpu" and torch.bfloat16 not in (values.dtype, truth.dtype):
+        # The calls of torch cost more than those of numpy, which reads the same memory.
+        found = ensemble_statistics(to_numpy(values), to_numpy(truth), ranks=ranks, kernel=kernel)
+        return found.to_torch()
     pairs = _merge_exchange(len(values))
     out, counts = statistics(values.reshape(len(values), -1), truth.reshape(-1), pairs, ranks=ranks)
     fields: Any = [*out.reshape(4, *truth.shape)]
@@ -187,8 +221,21 @@ def _fill_compiled(
         raise ImportError(
             'kernel="numba" needs numba: install wx-eval[fast], or leave the kernel at "numpy"'
         ) from error
-    pairs = np.asarray(_merge_exchange(len(x_MN)), np.int64).reshape(-1, 2)
-    fill(x_MN, y_N, pairs, out, np.empty((2, 0), np.uint8) if counts is None else counts)
+    members, points = x_MN.shape
+    pairs = np.asarray(_merge_exchange(members), np.int64).reshape(-1, 2)
+    tile = _tile_points(members, out.dtype.itemsize, _COMPILED_TILE_BYTES)
+    away, kept = np.empty(members * tile, out.dtype), np.empty(4 * tile, out.dtype)
+    ranks = np.empty(0 if counts is None else 2 * tile, np.uint8 if counts is None else counts.dtype)
+    for start in range(0, points, tile):
+        part = slice(start, min(start + tile, points))
+        n = part.stop - start
+        tile_MN, tile_out = away[: members * n].reshape(members, n), kept[: 4 * n].reshape(4, n)
+        tile_counts = ranks[: 0 if counts is None else 2 * n].reshape(2, -1)
+        np.subtract(x_MN[:, part], y_N[part], out=tile_MN, dtype=out.dtype)
+        fill(tile_MN, pairs, tile_out, tile_counts)
+        out[:, part] = tile_out
+        if counts is not None:
+            counts[:, part] = tile_counts
 
 
 def _fill(
@@ -211,8 +258,8 @@ def _dims(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape)) or "no point dimension"
 
 
-def _tile_points(members: int, itemsize: int) -> int:
-    return int(np.clip(_TILE_BYTES // ((members + 1) * itemsize), *_TILE_POINTS))
+def _tile_points(members: int, itemsize: int, size: int = _TILE_BYTES) -> int:
+    return int(np.clip(size // ((members + 1) * itemsize), *_TILE_POINTS))
 
 
 def _fill_tile(

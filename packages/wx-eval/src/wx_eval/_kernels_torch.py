@@ -1,12 +1,12 @@
-"""The kernel of `_kernels` on tensors, on the device where they lie."""
+"""The kernel of `_kernels` on tensors, on the accelerator where they lie."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Points that are handled at once on a CPU, and on an accelerator, where calls cost more and memory is ample.
-_TILE_POINTS = {"cpu": 1 << 15, "other": 1 << 20}
+# Points that are handled at once: calls cost more on an accelerator than on a CPU and memory is ample.
+_TILE_POINTS = 1 << 20
 
 
 @torch.no_grad()
@@ -19,9 +19,8 @@ def statistics(
     out = torch.empty((4, points), dtype=dtype, device=values.device)
     kind = torch.uint8 if members < 256 else torch.int32
     counts = torch.empty((2, points), dtype=kind, device=values.device) if ranks else None
-    tile = _TILE_POINTS["cpu" if values.device.type == "cpu" else "other"]
-    for start in range(0, points, tile):
-        part = slice(start, start + tile)
+    for start in range(0, points, _TILE_POINTS):
+        part = slice(start, start + _TILE_POINTS)
         rows = values[:, part].to(dtype) - truth[part].to(dtype)
         _fill(rows, pairs, out[:, part], None if counts is None else counts[:, part])
     return out, counts

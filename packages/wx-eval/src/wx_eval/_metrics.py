@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -65,6 +66,12 @@ class Metric(ABC):
     def value(self, means: Mapping[str, Array], /) -> Array:
         """Score from means over init times of its statistics, by their ids; vectors have a last axis K."""
 
+    @property
+    def named_channels(self) -> tuple[str, ...]:
+        """Channels that the settings name, such as those of thresholds by channel: all have to be there."""
+        found = (name for f in fields(self) for name in _named(f.name, getattr(self, f.name)))
+        return tuple(dict.fromkeys(found))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -84,6 +91,29 @@ class Metric(ABC):
                 f"expected type {cls.__name__!r} and settings out of {sorted(known)}, got {dict(data)}"
             )
         return cls(**{k: _tuples(v) for k, v in data.items() if k != "type"})
+
+
+def check_channels(metrics: Iterable[Metric], known: Iterable[str], side: str) -> None:
+    """Refuse metrics whose settings name a channel that is not among those of a side."""
+    held = list(known)
+    for metric in metrics:
+        absent = [c for c in metric.named_channels if c not in held]
+        if absent:
+            raise ValueError(
+                f"metric {metric.name!r} names the channels {absent} and {side} has {held}: correct them, or "
+                "leave them out of its settings"
+            )
+
+
+def _named(setting: str, value: Any) -> Iterator[str]:
+    """Channels in a setting: names under `channels` and `pairs`, and the first of (channel, number)."""
+    if isinstance(value, str):
+        if setting in ("channels", "pairs"):
+            yield value
+    elif isinstance(value, tuple):
+        by_channel = len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], Real)
+        for item in value[:1] if by_channel else value:
+            yield from _named("channels" if by_channel else setting, item)
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from ._choices import Correction as Correction
 from ._grid import Vector
-
-Correction = Literal["benjamini-hochberg", "benjamini-yekutieli", "holm", "sidak", "none"]
 
 
 def adjusted(p_values: npt.ArrayLike, correction: Correction) -> Vector:

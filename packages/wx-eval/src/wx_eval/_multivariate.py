@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from itertools import pairwise
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ._case import Case
-from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
+from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, digest, search_tree, unit_vectors
 from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Products, Statistic
 from ._weights import point_areas
@@ -21,6 +22,11 @@ from ._weights import point_areas
 _TILE_NUMBERS = 1 << 18
 _PAIRS_AT_ONCE = 1 << 18
 _MOST_PAIRS = 1 << 26
+# 16 bytes each.
+_KEPT_PAIRS = 1 << 22
+
+Edges = tuple[tuple[int, int], ...]
+"""Pairs of points by their number in row-major order."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +286,15 @@ class VariogramTerms(Statistic):
     weights: str = "equal"
     norm: str = "area"
     kind: str = "biased"
+    pairs: Edges = ()
+
+    @property
+    def id(self) -> str:
+        """See `Statistic.id`; of pairs their number and a hash."""
+        if not self.pairs:
+            return super().id.replace(", pairs=[]", "")
+        settings = replace(self, pairs=()).id.removesuffix(")")
+        return f"{settings}, pairs={len(self.pairs)} {digest(np.array(self.pairs, np.int64))})"
 
     @property
     def summed(self) -> bool:
@@ -304,7 +319,7 @@ class VariogramTerms(Statistic):
     def _sums(self, case: Case) -> tuple[Vector, Vector]:
         total, weight = np.zeros(case.truth.shape), np.zeros(case.truth.shape)
         area = point_areas(case.grid) if self.norm == "area" else np.ones(case.grid.size)
-        for i, j, km in _pairs(case.grid, self.within_km):
+        for i, j, km in _pairs(case.grid, self.within_km, self.pairs):
             w = area[j] if self.weights == "equal" else area[j] / _apart(km)
             for c, scored in enumerate(case.scored):
                 both = scored[i] & scored[j]
@@ -339,7 +354,7 @@ class VariogramScore(Metric):
     """Variogram score of order p (Scheuerer and Hamill 2015): are differences between points right?
 
     Pairs are ordered: (i, j) and (j, i) both count, as in scoringrules and WeatherBench-X. A pair belongs to
-    the regions of its first point.
+    the regions of its first point. Some 2^18 pairs are worked on at a time, whatever their number.
 
     Args:
         p: power of the absolute differences.
@@ -348,6 +363,11 @@ class VariogramScore(Metric):
         norm: "area": the area-weighted mean over i of the area-weighted mean over j, so that it does not
             depend on the grid; "sum": the plain sum over pairs, as the peers do, for stations.
         kind: "biased" as in the paper; "fair" subtracts the sampling variance of the mean over M members.
+        pairs: (i, j) of points in row-major order, such as the edges of a graph, instead of a distance: these
+            count once each, as they are given. Records keep all of them.
+
+    Raises:
+        ValueError: for anything else, pairs that come twice and points paired with themselves.
     """
 
     p: float = 0.5
@@ -355,8 +375,12 @@ class VariogramScore(Metric):
     weights: str = "equal"
     norm: str = "area"
     kind: str = "biased"
+    pairs: Edges = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", _edges(self.pairs))
+        if self.pairs and self.within_km is not None:
+            raise ValueError("give pairs or within_km, not both")
         one_of("weights", self.weights, ("equal", "inverse"))
         one_of("norm", self.norm, ("area", "sum"))
         one_of("kind", self.kind, ("biased", "fair"))
@@ -371,7 +395,7 @@ class VariogramScore(Metric):
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
-        return (VariogramTerms(self.p, self.within_km, self.weights, self.norm, self.kind),)
+        return (VariogramTerms(self.p, self.within_km, self.weights, self.norm, self.kind, self.pairs),)
 
     @property
     def unit(self) -> str:
@@ -383,10 +407,28 @@ class VariogramScore(Metric):
         return means[self.name]
 
 
-def _pairs(grid: Grid, within_km: float | None) -> Iterator[tuple[Array, Array, Vector]]:
+def _edges(pairs: npt.ArrayLike) -> Edges:
+    """Pairs in a form that can be hashed."""
+    array = np.asarray(pairs)
+    if not array.size:
+        return ()
+    if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu" or array.min() < 0:
+        raise ValueError(
+            f"pairs must be (i, j) of points counted from 0, got {array.dtype} of shape {array.shape}"
+        )
+    if (array[:, 0] == array[:, 1]).any() or len(np.unique(array, axis=0)) < len(array):
+        raise ValueError("pairs must be different, each of two different points")
+    return tuple(map(tuple, array.tolist()))
+
+
+def _pairs(grid: Grid, within_km: float | None, pairs: Edges) -> Iterator[tuple[Array, Array, Vector]]:
     """Ordered pairs i, j and their distance in km, some at a time."""
+    if pairs:
+        yield from _given_pairs(grid, pairs)
+        return
     if within_km is not None:
-        yield from _near_pairs(grid, within_km)
+        near = _NearPairs.of(grid, within_km)
+        yield from near.kept or near.blocks()
         return
     if grid.size**2 > _MOST_PAIRS:
         raise ValueError(
@@ -404,28 +446,50 @@ def _pairs(grid: Grid, within_km: float | None) -> Iterator[tuple[Array, Array, 
 
 
 @lru_cache(maxsize=2)
-def _near_pairs(grid: Grid, within_km: float) -> tuple[tuple[Array, Array, Vector], ...]:
+def _given_pairs(grid: Grid, pairs: Edges) -> list[tuple[Array, Array, Vector]]:
+    edges = np.array(pairs, np.intp)
+    if edges.max() >= grid.size:
+        raise ValueError(f"pairs name point {edges.max()} and there are {grid.size}, counted from 0")
     place = unit_vectors(grid)
-    tree = search_tree(place)
-    chord = 2 * np.sin(min(within_km / EARTH_RADIUS_KM, np.pi) / 2) * (1 + 1e-9)
-    counts = tree.query_ball_point(place, chord, return_length=True)
-    if counts.sum() > _MOST_PAIRS:
-        raise ValueError(
-            f"{counts.sum():.2g} pairs lie within {within_km:g} km, at most {_MOST_PAIRS:.2g} are worked on: "
-            "choose a smaller distance or a coarser grid"
-        )
-    blocks = []
-    cuts = np.searchsorted(np.cumsum(counts), np.arange(0, counts.sum() + _PAIRS_AT_ONCE, _PAIRS_AT_ONCE))
-    for start, stop in zip(cuts[:-1], np.minimum(cuts[1:], grid.size), strict=True):
-        lists = tree.query_ball_point(place[start:stop], chord, return_sorted=True)
-        j = (
-            np.concatenate([np.asarray(row, np.int32) for row in lists])
-            if len(lists)
-            else np.empty(0, np.int32)
-        )
-        i = np.repeat(np.arange(start, stop, dtype=np.int32), [len(row) for row in lists])
-        blocks.append((i[i != j], j[i != j], _distance_km(place, i[i != j], j[i != j])))
-    return tuple(blocks)
+    cuts = range(0, len(edges), _PAIRS_AT_ONCE)
+    parts = [edges[start : start + _PAIRS_AT_ONCE].T for start in cuts]
+    return [(i, j, _distance_km(place, i, j)) for i, j in parts]
+
+
+class _NearPairs:
+    """Pairs of points within a distance: few are kept, many are looked up again each time."""
+
+    def __init__(self, grid: Grid, within_km: float) -> None:
+        self._place = unit_vectors(grid)
+        self._tree = search_tree(self._place)
+        self._chord = 2 * np.sin(min(within_km / EARTH_RADIUS_KM, np.pi) / 2) * (1 + 1e-9)
+        counts = self._tree.query_ball_point(self._place, self._chord, return_length=True)
+        total = int(counts.sum())
+        if total > _MOST_PAIRS:
+            raise ValueError(
+                f"{total:.2g} pairs lie within {within_km:g} km, at most {_MOST_PAIRS:.2g} are worked on: "
+                "choose a smaller distance or a coarser grid"
+            )
+        cuts = np.searchsorted(np.cumsum(counts), np.arange(0, total + _PAIRS_AT_ONCE, _PAIRS_AT_ONCE))
+        self._cuts = list(pairwise(np.minimum(cuts, grid.size).tolist()))
+        self.kept = list(self.blocks()) if total <= _KEPT_PAIRS else []
+
+    @classmethod
+    @lru_cache(maxsize=2)
+    def of(cls, grid: Grid, within_km: float) -> Self:
+        """Those of a grid, kept for the forecasts on it."""
+        return cls(grid, within_km)
+
+    def blocks(self) -> Iterator[tuple[Array, Array, Vector]]:
+        """See `_pairs`."""
+        for start, stop in self._cuts:
+            lists = self._tree.query_ball_point(self._place[start:stop], self._chord, return_sorted=True)
+            if not len(lists):
+                continue
+            j = np.concatenate([np.asarray(row, np.int32) for row in lists])
+            i = np.repeat(np.arange(start, stop, dtype=np.int32), [len(row) for row in lists])
+            i, j = i[i != j], j[i != j]
+            yield i, j, _distance_km(self._place, i, j)
 
 
 def _distance_km(place: Vector, i: Array, j: Array) -> Vector:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ._case import Case
 from ._event_scores import EventMetric
-from ._events import COMPARE, Threshold, event_counts, has_threshold
+from ._events import COMPARE, Threshold, chosen_alone, event_counts, has_threshold
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
 from ._kernels import EnsembleStatistics, ensemble_statistics
 from ._metrics import Goal, Metric, one_of
@@ -24,6 +24,7 @@ Mask = npt.NDArray[np.bool_]
 
 _MOST_ENTRIES = 1 << 25
 _BLOCK_NUMBERS = 1 << 23
+_KEPT_BYTES = 512 << 20
 
 
 class Discs:
@@ -45,6 +46,7 @@ class Discs:
         self._points = np.concatenate([np.asarray(row, np.int32) for row in lists])
         weight = self._area[self._points]
         self._matrix = sparse.csr_array((weight, self._points, self._first), shape=(grid.size, grid.size))
+        self.nbytes = self._points.nbytes + self._matrix.data.nbytes + self._matrix.indices.nbytes
 
     def sums(self, fields_BN: Array) -> Vector:
         """Area-weighted sums (B, N)."""
@@ -79,6 +81,7 @@ class RowDiscs:
             near = (along + across[:, None] <= _chord(radius_km) ** 2).sum(axis=1)
             length[target] = np.clip(2 * near - 1, 0, columns)
         self._length = length
+        self.nbytes = length.nbytes
 
     def sums(self, fields_BN: Array) -> Vector:
         """Area-weighted sums (B, N)."""
@@ -118,9 +121,21 @@ class RowDiscs:
         return out.reshape(fields_BN.shape)
 
 
-@lru_cache(maxsize=2)
+_kept: OrderedDict[tuple[Grid, float], Discs | RowDiscs] = OrderedDict()
+
+
 def discs(grid: Grid, radius_km: float) -> Discs | RowDiscs:
-    """Discs of one radius, by rows where the grid allows it."""
+    """Discs of one radius, by rows where the grid allows it; those used last are kept, up to 512 MB."""
+    key = grid, radius_km
+    if key not in _kept:
+        _kept[key] = _made(grid, radius_km)
+    _kept.move_to_end(key)
+    while len(_kept) > 1 and sum(found.nbytes for found in _kept.values()) > _KEPT_BYTES:
+        _kept.popitem(last=False)
+    return _kept[key]
+
+
+def _made(grid: Grid, radius_km: float) -> Discs | RowDiscs:
     if grid.axes is not None:
         step = np.diff(grid.axes[1], append=grid.axes[1][0] + 360.0)
         if np.allclose(step, 360.0 / len(step), atol=1e-4):
@@ -165,6 +180,11 @@ class Fractions(Statistic):
     radius_km: float | None = None
     edge: str = "periodic"
     own_quantile: bool = False
+    channels: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+
+    def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+        """See `Statistic.groups`."""
+        return chosen_alone(self.channels, channels)
 
     def valid(self, case: Case) -> Mask | None:
         """Points with a threshold; windows must be complete."""
@@ -279,7 +299,9 @@ class FSS(EventMetric):
     @property
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
-        return (Fractions(*self.key, self.window, self.radius_km, self.edge, self.own_quantile),)
+        threshold, event = self.key
+        place = self.window, self.radius_km, self.edge, self.own_quantile
+        return (Fractions(threshold, event, *place, channels=self.channels),)
 
     @property
     def name(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike, fspath
 from typing import Any, Self
@@ -12,49 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from ._fields import Chunk, seconds
-from ._files import ALIASES, channel_fields, lead_seconds, open_datasets, standard_names
+from ._cube import READ_AHEAD_BYTES, Cube, Key, file_cube
+from ._dims import GRID_TOLERANCE, SPACE, seconds, standard_names, stored_size
+from ._files import channel_fields, open_datasets
 from ._grid import Array, Vector
+from ._kept import Kept
+from ._protocols import Chunk
 from ._regrid import Axes, Method, Regridder
 
 Paths = str | PathLike[str] | xr.Dataset | xr.DataArray | Sequence[str | PathLike[str]]
-Key = tuple[int, int]
-"""Init time in seconds since 1970 and lead time in seconds."""
-
-_SPACE = ("latitude", "longitude")
-# Axes written in float32 differ from the same axes in float64 by up to 2e-5 degrees.
-_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, eq=False)
-class Cube:
-    """Channels of one file that share times and members.
-
-    Attributes:
-        origin: path.
-        fields: lazy array of each channel, dims out of `dims`, member and space.
-        dims: of time.
-        where: position along `dims` of every (init time, lead time).
-        duplicates: keys that the file has twice.
-        members: labels, or None without members.
-        attributes: of the variable behind each channel.
-    """
-
-    origin: str
-    fields: Mapping[str, xr.DataArray]
-    units: Mapping[str, str]
-    dims: tuple[str, ...]
-    where: Mapping[Key, tuple[int, ...]]
-    duplicates: tuple[Key, ...]
-    members: tuple[int, ...] | None
-    attributes: Mapping[str, Mapping[str, Any]]
-
-    def at(self, channel: str, key: Key) -> xr.DataArray:
-        """Lazy array (member, *space) or (*space)."""
-        field = self.fields[channel]
-        place = {d: k for d, k in zip(self.dims, self.where[key], strict=True) if d in field.dims}
-        field = field.isel(place, drop=True)
-        return field.transpose("member", ...) if "member" in field.dims else field
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +45,7 @@ class Source:
     longitude: Vector
     space: tuple[str, ...]
     regridder: Regridder | None = None
+    _kept: Kept = field(default_factory=lambda: Kept(READ_AHEAD_BYTES), init=False, repr=False)
 
     @cached_property
     def keys(self) -> list[Key]:
@@ -127,7 +94,7 @@ class Source:
         """
         out: dict[str, str] = {}
         for cube in self.cubes:
-            for channel, unit in cube.units.items():
+            for channel, unit in ((c, f.unit) for c, f in cube.fields.items()):
                 if unit and out.setdefault(channel, unit) != unit:
                     raise ValueError(
                         f"channel {channel!r} of {self.name} is in {out[channel]!r} and, in {cube.origin}, "
@@ -136,34 +103,73 @@ class Source:
         return {c: out.get(c, "") for c in self.channels}
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is stored."""
+        return np.result_type(*(v.dtype for cube in self.cubes for v in cube.variables.values()))
+
+    def stored(self, dim: str) -> int:
+        """Largest size along a dim of the pieces in which channels are stored, 0 where it is unknown."""
+        return max(stored_size(v, dim) for cube in self.cubes for v in cube.variables.values())
+
+    def piece(self, channel: str, key: Key) -> Hashable:
+        """What channels have in common that are stored together at one time."""
+        return next(cube.piece(channel) for cube in self._at[key] if channel in cube.fields)
+
+    @property
     def axes(self) -> Axes | None:
         """Latitude and longitude of a grid, None for points."""
-        return (self.latitude, self.longitude) if self.space == _SPACE else None
+        return (self.latitude, self.longitude) if self.space == SPACE else None
 
-    def members(self, channel: str, key: Key) -> list[tuple[int, Cube]]:
-        """Label of each member and the cube that holds it."""
-        found = []
-        for cube in self._at.get(key, ()):
-            if channel in cube.fields:
-                found += [(label, cube) for label in (cube.members or (0,))]
-        return sorted(found, key=lambda item: item[0])
+    def members(self, channel: str, key: Key) -> list[int]:
+        """Labels of the members at one time, in order."""
+        return sorted(m for c in self._at.get(key, ()) if channel in c.fields for m in c.labels)
 
-    def read(self, channel: str, key: Key, rows: slice | None = None) -> Array:
+    def read(self, channel: str, key: Key) -> Array:
         """Members at one time (M, *space), in order of their labels.
 
         Raises:
             ValueError: for a member that two files hold, or a time that none does.
         """
-        parts: list[Array] = []
-        labels: list[int] = []
-        for cube in self._at.get(key, ()):
-            if channel in cube.fields:
-                parts.append(self._field(cube.at(channel, key), rows))
-                labels += cube.members or (0,)
-        self._check(channel, key, labels)
-        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        order = np.argsort(labels, kind="stable")
-        return values if (np.diff(order) == 1).all() else values[order]
+        return self.stack((channel,), key)[:, 0]
+
+    def stack(self, channels: Sequence[str], key: Key, rows: slice = slice(None)) -> Array:
+        """Some channels at one time (M, C, *space), members in order of their labels.
+
+        What shares a piece of storage with them, other times and channels, is kept for the next call as far
+        as memory allows.
+
+        Raises:
+            ValueError: for a member that two files hold, a time that none does, or channels that differ in
+                their number of members.
+        """
+        self.member_count(channels, key)
+        cubes = self._at[key]
+        room = READ_AHEAD_BYTES // sum(cube.state_bytes for cube in cubes)
+        stored = rows if self.regridder is None else slice(None)
+        parts = []
+        for cube in cubes:
+            if held := [c for c in channels if c in cube.fields]:
+                parts.append((held, cube.labels, cube.read(held, key, stored, self._kept, room)))
+        values = _joined(channels, parts)
+        return values if self.regridder is None else self.regridder(values)[:, :, rows]
+
+    def member_count(self, channels: Sequence[str], key: Key) -> int:
+        """Members that each of some channels has at one time.
+
+        Raises:
+            ValueError: for a member that two files hold, a time that none does, or other numbers of members.
+        """
+        counts = {}
+        for channel in channels:
+            labels = self.members(channel, key)
+            self._check(channel, key, labels)
+            counts[channel] = len(labels)
+        if len(set(counts.values())) != 1:
+            raise ValueError(
+                f"{self.name} from {_when(key)} has different numbers of members by channel, {counts}: "
+                "select channels or members"
+            )
+        return counts[channels[0]]
 
     def select(
         self,
@@ -180,17 +186,17 @@ class Source:
         cubes, names = list(self.cubes), self.channels
         if members is not None:
             wanted = tuple(members)
-            absent = set(wanted) - {m for c in cubes for m in (c.members or (0,))}
-            if absent:
-                raise ValueError(f"{self.name} has no member {sorted(absent)}")
-            cubes = [p for c in cubes if (p := _members(c, wanted)) is not None]
+            held = {m for c in cubes for m in c.labels}
+            _absent(set(wanted) - held, held, self.name, "member")
+            cubes = [p for c in cubes if (p := c.of_members(wanted)) is not None]
         if channels is not None:
             names = tuple(channels)
             _absent(set(names) - set(self.channels), self.channels, self.name, "channel")
-            cubes = [p for c in cubes if (p := _channels(c, names)) is not None]
+            cubes = [p for c in cubes if (p := c.of_channels(names)) is not None]
         if lead_times is not None:
             leads = set(seconds(list(lead_times)).astype(np.int64).tolist())
-            _absent(leads - {k[1] for k in self.keys}, {k[1] for k in self.keys}, self.name, "lead time (s)")
+            hours = {k[1] / 3600 for k in self.keys}
+            _absent({lead / 3600 for lead in leads} - hours, hours, self.name, "lead time in hours")
             cubes = [replace(c, where={k: v for k, v in c.where.items() if k[1] in leads}) for c in cubes]
         return replace(self, cubes=tuple(c for c in cubes if c.where), channels=names)
 
@@ -202,8 +208,8 @@ class Source:
         """
         picks = {}
         for dim, ours, theirs in zip(self.space, self._both, truth._both, strict=False):
-            picks[dim] = _positions(ours, theirs, dim)
-        if self.space != _SPACE or truth.space != _SPACE or any(p is None for p in picks.values()):
+            picks[dim] = positions(ours, theirs, dim)
+        if self.space != SPACE or truth.space != SPACE or any(p is None for p in picks.values()):
             raise ValueError(
                 f"{self.name} and {truth.name} are on different grids, {self.grid_text} against "
                 f'{truth.grid_text}: regrid one of them by regrid = "bilinear" or "conservative" (--regrid)'
@@ -235,7 +241,7 @@ class Source:
     def grid_text(self) -> str:
         """Shape and ends of the axes."""
         lat, lon = self.latitude, self.longitude
-        size = f"{lat.size} x {lon.size}" if self.space == _SPACE else f"{lat.size} points"
+        size = f"{lat.size} x {lon.size}" if self.space == SPACE else f"{lat.size} points"
         return f"{size} at latitude {lat[0]:g}..{lat[-1]:g}, longitude {lon[0]:g}..{lon[-1]:g}"
 
     @property
@@ -243,41 +249,41 @@ class Source:
         """Files and the (init time, lead time) that they hold twice."""
         return [(cube.origin, key) for cube in self.cubes for key in cube.duplicates]
 
+    def refuse_duplicates(self) -> None:
+        """See that no file holds a time twice.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        if self.duplicates:
+            origin, (init, lead) = self.duplicates[0]
+            raise ValueError(
+                f"{origin} holds {np.datetime64(init, 's')} + {lead / 3600:g} h twice, one of "
+                f"{len(self.duplicates)} such times: drop the repeats; wx-eval doctor lists them"
+            )
+
     def attribute(self, channel: str, name: str) -> str:
         """Of the variable behind a channel, "" without it."""
-        found = (c.attributes[channel].get(name) for c in self.cubes if channel in c.attributes)
+        found = (c.variable(channel).attrs.get(name) for c in self.cubes if channel in c.fields)
         return next((str(v) for v in found if v is not None), "")
 
     @property
     def _both(self) -> tuple[Vector, Vector]:
         return self.latitude, self.longitude
 
-    def _field(self, array: xr.DataArray, rows: slice | None) -> Array:
-        """(M, *space) of one lazy array."""
-        order = ("member", *self.space) if "member" in array.dims else self.space
-        array = array.transpose(*order)
-        if self.regridder is not None:
-            values = self.regridder(array.values)[..., rows or slice(None), :]
-        else:
-            values = np.asarray((array if rows is None else array.isel({self.space[0]: rows})).values)
-        return values if "member" in array.dims else values[None]
-
     def _check(self, channel: str, key: Key, labels: list[int]) -> None:
-        when = f"{np.datetime64(key[0], 's')} + {key[1] / 3600:g} h"
         if not labels:
-            raise ValueError(f"{self.name} has no {channel!r} from {when}")
+            raise ValueError(f"{self.name} has no {channel!r} from {_when(key)}")
         if len(set(labels)) < len(labels):
             twice = sorted({m for m in labels if labels.count(m) > 1})
             raise ValueError(
-                f"{self.name} holds {channel!r} from {when} twice (members {twice[:5]}), in "
+                f"{self.name} holds {channel!r} from {_when(key)} twice (members {twice[:5]}), in "
                 f"{sorted({c.origin for c in self._at[key]})[:4]}: drop one of them"
             )
 
     def _picked(self, picks: Mapping[str, npt.NDArray[np.intp]], latitude: Vector, longitude: Vector) -> Self:
         lazy = {d: p for d, p in picks.items() if (p != np.arange(p.size)).any()}
-        cubes = tuple(
-            replace(cube, fields={c: f.isel(lazy) for c, f in cube.fields.items()}) for cube in self.cubes
-        )
+        cubes = tuple(cube.picked(lazy) for cube in self.cubes)
         return replace(self, cubes=cubes, latitude=latitude, longitude=longitude)
 
     def eastwards(self) -> Self:
@@ -321,66 +327,58 @@ class Forecast:
                 )
 
 
-def _stored(field: xr.DataArray, dim: str) -> int:
-    """Size along a dim of the pieces in which a field is stored; 0 where nothing tells."""
-    pieces = field.encoding.get("preferred_chunks", {})
-    return max((int(pieces.get(name, 0)) for name in (dim, *ALIASES.get(dim, ()))), default=0)
-
-
 class _Values:
-    """(member, channel, *space) of one chunk, read when it is sliced or turned into a numpy array."""
+    """(member, channel, *space) of one chunk, read when it is sliced or turned into a numpy array.
+
+    `chunks` tells how it is stored, so that readers take whole pieces: channels of one piece as one size.
+    """
 
     def __init__(self, source: Source, key: Key, channels: tuple[str, ...]) -> None:
         self._source, self._key, self._channels = source, key, channels
-        self._kept: tuple[str, Array] | None = None
-        named = {c: len(source.members(c, key)) for c in channels}
-        counts = set(named.values())
-        if len(counts) != 1:
-            raise ValueError(
-                f"{source.name} from {np.datetime64(key[0], 's')} + {key[1] / 3600:g} h has different "
-                f"numbers of members by channel, {named}: select channels or members"
-            )
-        space = (source.latitude.size, source.longitude.size)
-        self.shape = (counts.pop(), len(channels), *space[: len(source.space)])
-        kinds = [f.dtype for c in source.cubes for f in c.fields.values()]
-        self.dtype = np.dtype(np.float64) if source.regridder is not None else np.result_type(*kinds)
+        space = (source.latitude.size, source.longitude.size)[: len(source.space)]
+        self.shape = (source.member_count(channels, key), len(channels), *space)
         self.ndim = len(self.shape)
-        fields = [f for c in source.cubes for f in c.fields.values()]
-        # A field that has to be regridded is read whole.
-        whole = source.regridder is not None
-        rows = self.shape[2] if whole else max(_stored(f, source.space[0]) for f in fields)
-        self.chunks = (0, 1, rows, *[0] * (self.ndim - 3))
+        regridded = source.regridder is not None
+        self.dtype = np.dtype(np.float64) if regridded else source.dtype
+        # A field that is regridded is read whole.
+        rows = space[0] if regridded else source.stored(source.space[0])
+        self.chunks = (0, _runs([source.piece(c, key) for c in channels]), rows, *[0] * (self.ndim - 3))
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Array:
-        members, channels, *rest = index if isinstance(index, tuple) else (index, slice(None))
-        rows = rest[0] if rest and isinstance(rest[0], slice) else None
+        """What numpy would give, of which channels and a slice of rows are all that is read."""
+        members, channels, rows, *rest = _filled(index, self.ndim)
         names = np.asarray(self._channels, object)[channels]
-        parts = [self._read(c, rows) for c in np.atleast_1d(names)]
-        values = np.stack(parts, axis=1)[members]
-        if isinstance(channels, int | np.integer):
-            values = values[..., 0, :, :] if len(self._source.space) == 2 else values[..., 0, :]
-        left = rest[1:] if rows is not None else rest
-        return (
-            values[(slice(None), slice(None), *([slice(None)] * (rows is not None)), *left)]
-            if left
-            else values
-        )
-
-    def _read(self, channel: str, rows: slice | None) -> Array:
-        """Members of a channel; a whole field is kept where bands of it cannot be read by themselves."""
-        if self._source.regridder is None:
-            return self._source.read(channel, self._key, rows)
-        if self._kept is None or self._kept[0] != channel:
-            self._kept = channel, self._source.read(channel, self._key)
-        return self._kept[1][:, rows or slice(None)]
+        some = isinstance(rows, slice)
+        values = self._source.stack(list(np.atleast_1d(names)), self._key, rows if some else slice(None))
+        kept = slice(None) if np.ndim(names) else 0
+        part: Array = values[(members, kept, slice(None) if some else rows, *rest)]
+        return part
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         del copy
-        values = self[:, :]
+        values = self[:]
         return values if dtype is None else values.astype(dtype)
+
+
+def _filled(index: Any, ndim: int) -> tuple[Any, ...]:
+    """An index of every axis."""
+    given = index if isinstance(index, tuple) else (index,)
+    return (*given, *[slice(None)] * (ndim - len(given)))
+
+
+def _runs(pieces: Sequence[Hashable]) -> tuple[int, ...]:
+    """Sizes of the shortest runs that no piece reaches beyond."""
+    last = {piece: k for k, piece in enumerate(pieces)}
+    ends = [0]
+    reach = 0
+    for k, piece in enumerate(pieces):
+        reach = max(reach, last[piece])
+        if reach == k:
+            ends.append(k + 1)
+    return tuple(int(n) for n in np.diff(ends))
 
 
 class Truth:
@@ -407,6 +405,7 @@ class Truth:
                     f'["{key[1] / 3600:g}h"]'
                 )
         self._times = np.array(sorted(self._keys), "datetime64[s]")
+        self.channels = source.channels
 
     @property
     def times(self) -> npt.NDArray[np.datetime64]:
@@ -430,25 +429,30 @@ class Truth:
             name="truth",
         )
 
+    def of_channels(self, names: Sequence[str]) -> Truth:
+        """Some channels."""
+        units = dict(zip(self.source.channels, self._units, strict=True))
+        return Truth(self.source.select(channels=names), units)
+
     def channels_at(self, time: int) -> tuple[str, ...]:
         """Channels that exist at one time, in seconds since 1970."""
         return self.source.channels_at(self._keys[time]) if time in self._keys else ()
 
     def _state(self, key: Key) -> Array:
         """All channels (C, *space), NaN for those that do not exist at this time."""
-        held = {c: self._one(c, key) for c in self.source.channels_at(key)}
-        empty = np.full_like(next(iter(held.values())), np.nan)
-        return np.stack([held.get(c, empty) for c in self.source.channels])
-
-    def _one(self, channel: str, key: Key) -> Array:
-        values = self.source.read(channel, key)
+        source = self.source
+        held = source.channels_at(key)
+        values = source.stack(held, key)
         if len(values) != 1:
             raise ValueError(
-                f"{self.source.name} has {len(values)} members and a truth needs one: choose it by "
-                "members = [0]"
+                f"{source.name} has {len(values)} members and a truth needs one: choose it by members = [0]"
             )
-        state: Array = values[0]
-        return state
+        [state] = values
+        if held == source.channels:
+            return np.asarray(state)
+        out: Array = np.full((len(source.channels), *state.shape[1:]), np.nan, state.dtype)
+        out[[source.channels.index(c) for c in held]] = state
+        return out
 
 
 def open_source(
@@ -487,62 +491,89 @@ def open_source(
         FileNotFoundError: for a path that is not there.
         ValueError: for files without the dims or coordinates that are needed, or on different grids.
     """
+    opened = [(origin, *_spatial(dataset, origin)) for origin, dataset in _datasets(paths, name, engine)]
+    _refuse_told(opened, init_time, lead_time)
+    rename = rename or {}
+    unused = set(rename) - {f.channel for _, dataset, _ in opened for f in channel_fields(dataset)}
     cubes: list[Cube] = []
-    spaces: list[tuple[tuple[str, ...], Vector, Vector]] = []
+    axes: list[tuple[Vector, Vector]] = []
     reasons: list[str] = []
-    for origin, dataset in _datasets(paths, engine):
-        dataset, space = _spatial(dataset, origin)
-        made, skipped = _cube(origin, dataset, space, truth, rename or {}, init_time, lead_time)
+    held: dict[str, None] = {}
+    for origin, dataset, space in opened:
+        cube, skipped = file_cube(
+            origin, dataset, space, truth=truth, rename=rename, init_time=init_time, lead_time=lead_time
+        )
         reasons += skipped
-        if channels is None or set(channels) & set(made.fields):
-            cubes += [made] if made.fields else []
-            axes = (np.asarray(dataset[axis].values, np.float64) for axis in _SPACE)
-            spaces += [(space, *axes)] if made.fields else []  # type: ignore[list-item]
+        held |= dict.fromkeys(cube.fields)
+        if cube.fields and (channels is None or not cube.fields.keys().isdisjoint(channels)):
+            cubes.append(cube)
+            axes.append(_axes(dataset))
+    if unused:
+        raise ValueError(
+            f"{name}.rename names {sorted(unused)}, which are no channels of the files; they hold "
+            f"{list(held)[:40]}"
+        )
     if not cubes:
+        wanted = f" of {list(channels)}; it has {list(held)[:40]}" if held and channels is not None else ""
         why = "".join(f"; {reason}" for reason in dict.fromkeys(reasons))
-        raise ValueError(f"{name} holds no channel{_of(channels)}{why}")
-    space, latitude, longitude = spaces[0]
-    for cube, (_, *other) in zip(cubes, spaces, strict=True):
-        if not all(_same(a, b) for a, b in zip(other, (latitude, longitude), strict=True)):
+        raise ValueError(f"{name} holds no channel{wanted}{why}")
+    for cube, own in zip(cubes, axes, strict=True):
+        if not all(map(_same, own, axes[0])):
             raise ValueError(
                 f"{name} is on different grids in {cubes[0].origin} and {cube.origin}: choose channels of one"
             )
     names = tuple(dict.fromkeys(c for cube in cubes for c in cube.fields))
-    source = Source(name, tuple(cubes), names, latitude, longitude, space)
+    source = Source(name, tuple(cubes), names, *axes[0], cubes[0].space)
+    if not source.keys:
+        raise ValueError(f"{name} holds no time: an axis of times is empty, or all lead times are negative")
     return source.select(members=members, channels=channels, lead_times=lead_times)
 
 
-def _of(channels: Sequence[str] | None) -> str:
-    return "" if channels is None else f" of {list(channels)}"
+def _refuse_told(
+    opened: Sequence[tuple[str, xr.Dataset, tuple[str, ...]]],
+    init_time: np.datetime64 | None,
+    lead_time: np.timedelta64 | None,
+) -> None:
+    """Refuse a time that is given for files which all tell it."""
+    for key, given in (("init_time", init_time), ("lead_time", lead_time)):
+        if given is not None and opened and all(key in dataset.coords for _, dataset, _ in opened):
+            raise ValueError(
+                f"{opened[0][0]} tells its {key} itself: drop {key}, or choose some of its times"
+            )
+
+
+def _axes(dataset: xr.Dataset) -> tuple[Vector, Vector]:
+    latitude, longitude = (np.asarray(dataset[axis].values, np.float64) for axis in SPACE)
+    return latitude, longitude
 
 
 def _same(a: Vector, b: Vector) -> bool:
-    return a.shape == b.shape and bool((np.abs(a - b) <= _TOLERANCE).all())
+    return a.shape == b.shape and bool((np.abs(a - b) <= GRID_TOLERANCE).all())
 
 
-def _datasets(paths: Paths, engine: str | None) -> list[tuple[str, xr.Dataset]]:
+def _datasets(paths: Paths, name: str, engine: str | None) -> list[tuple[str, xr.Dataset]]:
     if isinstance(paths, xr.DataArray):
         paths = paths.to_dataset(name=str(paths.name or "value"))
     if isinstance(paths, xr.Dataset):
-        return [("dataset", standard_names(paths))]
+        return [(name, standard_names(paths))]
     listed = [paths] if isinstance(paths, str | PathLike) else list(paths)
     return open_datasets([fspath(p) for p in listed], engine)
 
 
 def _spatial(dataset: xr.Dataset, origin: str) -> tuple[xr.Dataset, tuple[str, ...]]:
     """A dataset with coordinates latitude and longitude, and the dims of space."""
-    absent = [a for a in _SPACE if a not in dataset.variables]
+    absent = [a for a in SPACE if a not in dataset.variables]
     if absent:
         raise ValueError(
             f"{origin} has no coordinate {absent}, it has {sorted(map(str, dataset.variables))[:12]}"
         )
-    dataset = dataset.set_coords(_SPACE)
-    dims = tuple(dict.fromkeys(str(d) for a in _SPACE for d in dataset[a].dims))
+    dataset = dataset.set_coords(SPACE)
+    dims = tuple(dict.fromkeys(str(d) for a in SPACE for d in dataset[a].dims))
     if not dims:
         # A single point.
-        points = {a: ("point", np.atleast_1d(dataset[a].values)) for a in _SPACE}
-        return dataset.drop_vars(_SPACE).expand_dims("point").assign_coords(points), ("point",)
-    if len(dims) == 1 or dims == _SPACE:
+        points = {a: ("point", np.atleast_1d(dataset[a].values)) for a in SPACE}
+        return dataset.drop_vars(SPACE).expand_dims("point").assign_coords(points), ("point",)
+    if len(dims) == 1 or dims == SPACE:
         return dataset, dims
     raise ValueError(
         f"{origin} has latitude over {dataset['latitude'].dims} and longitude over "
@@ -550,118 +581,25 @@ def _spatial(dataset: xr.Dataset, origin: str) -> tuple[xr.Dataset, tuple[str, .
     )
 
 
-def _cube(
-    origin: str,
-    dataset: xr.Dataset,
-    space: tuple[str, ...],
-    truth: bool,
-    rename: Mapping[str, str],
-    init_time: np.datetime64 | None,
-    lead_time: np.timedelta64 | None,
-) -> tuple[Cube, list[str]]:
-    """Channels of one dataset, and why others are none."""
-    init, lead = _times(dataset, origin, truth, init_time, lead_time)
-    dims = tuple(str(d) for d in init.dims)
-    where, duplicates = _keys(init, lead)
-    members = None
-    if "member" in dataset.dims:
-        labels = (
-            dataset["member"].values if "member" in dataset.coords else np.arange(dataset.sizes["member"])
-        )
-        members = tuple(int(m) for m in labels)
-    elif "member" in dataset.coords:
-        members = (int(dataset["member"]),)
-    fields, units, attributes, skipped = {}, {}, {}, []
-    for channel, unit, array in channel_fields(dataset):
-        channel = rename.get(channel, channel)
-        own = set(map(str, array.dims))
-        if not set(space) <= own:
-            continue
-        if not own <= {*dims, *space, "member"} or not set(dims) <= own:
-            skipped.append(f"{channel!r} of {origin} has dims {array.dims}, times are along {dims}")
-            continue
-        fields[channel], units[channel], attributes[channel] = array, unit, array.attrs
-    if not skipped and not fields:
-        skipped = [f"{origin} holds {list(map(str, dataset.data_vars))}, none of them over {space}"]
-    return Cube(origin, fields, units, dims, where, duplicates, members, attributes), skipped
+def _joined(channels: Sequence[str], parts: Sequence[tuple[list[str], tuple[int, ...], Array]]) -> Array:
+    """(M, C, *space) in order of the labels, of parts that each hold some channels and members."""
+    if len(parts) == 1:
+        return _sorted(*parts[0][1:])
+    columns = []
+    for channel in channels:
+        own = [(labels, values[:, held.index(channel)]) for held, labels, values in parts if channel in held]
+        columns.append(_sorted(sum((labels for labels, _ in own), ()), np.concatenate([v for _, v in own])))
+    return np.stack(columns, axis=1)
 
 
-def _times(
-    dataset: xr.Dataset,
-    origin: str,
-    truth: bool,
-    init_time: np.datetime64 | None,
-    lead_time: np.timedelta64 | None,
-) -> tuple[xr.DataArray, xr.DataArray]:
-    """Init and lead time of every state, over the same dims."""
-    coords = dataset.coords
-    lead = coords.get("lead_time")
-    init = coords.get("init_time", coords.get("time") if lead is not None else None)
-    valid = coords.get("valid_time", coords.get("time"))
-    if lead is not None:
-        lead = lead.copy(data=lead_seconds(lead))
-    elif lead_time is not None:
-        lead = xr.DataArray(seconds(lead_time))
-    elif truth and init is None:
-        lead = xr.DataArray(np.timedelta64(0, "s"))
-    if init is not None:
-        init = _stamps(init, origin)
-        # CF keeps the lead time along the valid time.
-        if lead is not None and coords.get("init_time") is None and lead.dims == init.dims == ("time",):
-            init = init - lead
-    elif init_time is not None:
-        init = xr.DataArray(seconds(init_time))
-    elif valid is not None and lead is not None:
-        init = _stamps(valid, origin) - lead
-    if init is not None and lead is None and valid is not None:
-        lead = _stamps(valid, origin) - init
-    if init is None or lead is None:
-        missing = "time" if truth or (valid is None and init is None) else "lead time"
-        raise ValueError(
-            f"{origin} has no {missing}: its coordinates are {sorted(map(str, coords))}; name a constant one "
-            'by lead_time = "24h" or init_time = "2020-01-01T00"'
-        )
-    pair = xr.broadcast(init.reset_coords(drop=True), lead.reset_coords(drop=True))
-    return pair[0], pair[1].transpose(*pair[0].dims)
+def _sorted(labels: tuple[int, ...], values: Array) -> Array:
+    """Members in order of their labels."""
+    order = np.argsort(labels, kind="stable")
+    return values if (np.diff(order) == 1).all() else values[order]
 
 
-def _stamps(array: xr.DataArray, origin: str) -> xr.DataArray:
-    if array.dtype.kind != "M":
-        raise ValueError(
-            f"{array.name} of {origin} is no time but {array.dtype}: give it CF units such as "
-            '"hours since 1970-01-01"'
-        )
-    return array.copy(data=seconds(array.values))
-
-
-def _keys(init: xr.DataArray, lead: xr.DataArray) -> tuple[dict[Key, tuple[int, ...]], tuple[Key, ...]]:
-    """Position of every (init time, lead time), and those that come twice."""
-    where: dict[Key, tuple[int, ...]] = {}
-    twice = []
-    there = ~(np.isnat(init.values) | np.isnat(lead.values))
-    starts, steps = seconds(init.values).astype(np.int64), seconds(lead.values).astype(np.int64)
-    for place in np.ndindex(*init.shape):
-        if there[place] and steps[place] >= 0:
-            key = int(starts[place]), int(steps[place])
-            if key in where:
-                twice.append(key)
-            where.setdefault(key, place)
-    return where, tuple(twice)
-
-
-def _members(cube: Cube, wanted: tuple[int, ...]) -> Cube | None:
-    labels = cube.members or (0,)
-    keep = [k for k, label in enumerate(labels) if label in wanted]
-    if not keep:
-        return None
-    chosen = tuple(labels[k] for k in keep)
-    fields = {c: f.isel(member=keep) if "member" in f.dims else f for c, f in cube.fields.items()}
-    return replace(cube, fields=fields, members=chosen)
-
-
-def _channels(cube: Cube, names: tuple[str, ...]) -> Cube | None:
-    fields = {c: f for c, f in cube.fields.items() if c in names}
-    return replace(cube, fields=fields, units={c: cube.units[c] for c in fields}) if fields else None
+def _when(key: Key) -> str:
+    return f"{np.datetime64(key[0], 's')} + {key[1] / 3600:g} h"
 
 
 def _absent(absent: set[Any], known: Iterable[Any], name: str, kind: str) -> None:
@@ -669,7 +607,7 @@ def _absent(absent: set[Any], known: Iterable[Any], name: str, kind: str) -> Non
         raise ValueError(f"{name} has no {kind} {sorted(absent)[:8]}; it has {sorted(known)[:40]}")
 
 
-def _positions(ours: Vector, theirs: Vector, dim: str) -> npt.NDArray[np.intp] | None:
+def positions(ours: Vector, theirs: Vector, dim: str) -> npt.NDArray[np.intp] | None:
     """Where each of their values is among ours, None unless both hold the same ones."""
     if ours.shape != theirs.shape:
         return None
@@ -677,5 +615,5 @@ def _positions(ours: Vector, theirs: Vector, dim: str) -> npt.NDArray[np.intp] |
     if dim == "longitude":
         away = np.minimum(away % 360.0, 360.0 - away % 360.0)
     found = np.argmin(away, axis=1)
-    close = away[np.arange(found.size), found] <= _TOLERANCE
+    close = away[np.arange(found.size), found] <= GRID_TOLERANCE
     return found if close.all() and np.unique(found).size == found.size else None

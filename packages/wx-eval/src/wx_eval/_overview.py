@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
-from ._card import days, metric_title, unit_text
-from ._compare import Comparison, checked_months, compare_models, in_months
+from ._card import days, event_title, metric_title, metrics_title, unit_text
+from ._cells import hours
+from ._charts import DASHES
+from ._compare import Comparison, checked_months, compare_models, in_months, regridding
 from ._curves import reliability_diagram, roc_curve, value_curve
+from ._event_scores import EventMetric
 from ._events import EventOutcomes
 from ._intervals import score_intervals
 from ._metrics import Metric, RankHistogram
 from ._presets import PRESETS, Preset
 from ._records import Records
-from ._scores import resolve, scores
+from ._scores import Average, resolve, scores
 from ._spectra import Coherence, PowerSpectrum, SpectralRatio
 
 if TYPE_CHECKING:
@@ -57,11 +62,26 @@ def fill(
     if len(records.models) > 1:
         _cards(report, every, baseline, metrics, alpha, preset, choices)
     region = "global" if "global" in records.regions else records.regions[0]
-    bands = score_intervals(records.select(region=region), average=average)
+    bands = _bands(records.select(region=region), chosen, preset, average)
     _curves(report, table, chosen, region, bands)
     _vectors(report, table, chosen, region)
     _events(report, records, chosen, region, seed)
-    _tables(report, records, table, chosen)
+    _tables(report, table, chosen)
+    _settings(report, records, chosen, preset)
+
+
+def _bands(
+    records: Records, metrics: Sequence[Metric], preset: Preset | None, average: Average
+) -> xr.Dataset:
+    """Confidence intervals of all single numbers, of events by the bootstrap where the preset has one."""
+    single = [m for m in metrics if not m.vector]
+    bootstrap = None if preset is None else preset.event_bootstrap
+    drawn = [m for m in single if bootstrap is not None and isinstance(m, EventMetric)]
+    found = score_intervals(records, [m for m in single if m not in drawn], average=average)
+    if bootstrap is None or not drawn:
+        return found
+    more = score_intervals(records, drawn, method="bootstrap", average=average, **asdict(bootstrap))
+    return found.assign(more.data_vars)
 
 
 def _cards(
@@ -93,15 +113,39 @@ def _cards(
     )
     if cards:
         rows = [
-            {"model": card.model_a, "baseline": baseline}
+            {"card": card.title, "metrics": metrics_title(card.metrics)}
             | {name.replace("_", ", "): number for name, number in card.count().items()}
+            | _robust_columns(card)
             for card in cards
         ]
-        report.table("Summary", rows, intro, *refused)
+        report.table("Summary", rows, intro, _tests_text(cards), *refused)
     else:
         report.text("Summary", intro, *refused)
     for card in cards:
-        report.scorecard(f"{card.model_a} against {baseline}", card)
+        report.scorecard(card.title, card)
+
+
+def _tests_text(cards: Sequence[Comparison]) -> str:
+    """How many tests there were, and what chance makes of so many."""
+    first, tests = cards[0], cards[0].n_corrected
+    by_chance = sum(card.expected_false_positives for card in cards)
+    corrected = (
+        "They are not corrected for their number, as in the evaluation that this preset follows."
+        if first.correction == "none"
+        else f"They are corrected for their number over all cards and on each ({first.correction})."
+    )
+    cards_text = f"{len(cards)} card{'s' * (len(cards) > 1)}"
+    return (
+        f"{tests} tests on {cards_text}: if no model differed from the baseline, about {by_chance:.0f} would "
+        f"lie below the level uncorrected. {corrected}"
+    )
+
+
+def _robust_columns(card: Comparison) -> dict[str, str | int]:
+    if card.by_default:
+        return {}
+    better, worse = card.count_robust()
+    return {"better by the default test": better, "worse by the default test": worse}
 
 
 def _compared(
@@ -114,18 +158,24 @@ def _compared(
     choices: Mapping[str, Any],
 ) -> Sequence[Comparison]:
     if preset is not None:
-        return [
-            preset.compare(
-                records, records, model_a=m, model_b=baseline, metrics=metrics, alpha=alpha, **choices
-            )
-            for m in models
-        ]
+        tested, base = records.select(model=list(models)), records.select(model=baseline)
+        return preset.cards(tested, base, metrics=metrics, alpha=alpha, **choices)
     names = list(metrics) if metrics is not None else _card_metrics(records, [*models, baseline])
-    leads = records.lead_times
-    if leads.size > _MOST_LEADS:
-        wanted = np.array(_DAYS, "timedelta64[D]").astype(leads.dtype)
-        leads = np.intersect1d(leads, wanted) if np.isin(wanted, leads).any() else leads
+    leads = _shown(records, [*models, baseline], choices.get("lag"))
     return compare_models(records, baseline, names, models=models, lead_times=leads, alpha=alpha, **choices)
+
+
+def _shown(
+    records: Records, models: Sequence[str], lag: np.timedelta64 | None
+) -> npt.NDArray[np.timedelta64] | None:
+    """Lead times of the cards: the usual days that all models hold where there are many, None for all."""
+    if records.lead_times.size <= _MOST_LEADS:
+        return None
+    wanted = np.array(_DAYS, "timedelta64[D]").astype(records.lead_times.dtype)
+    for model in models:
+        later = lag if lag is not None and model == models[-1] else np.timedelta64(0, "s")
+        wanted = wanted[np.isin(wanted + later, records.select(model=model).lead_times)]
+    return wanted if wanted.size else None
 
 
 def _card_metrics(records: Records, models: Sequence[str]) -> list[str]:
@@ -143,13 +193,30 @@ def _exists(metric: Metric, members: int) -> bool:
 def _curves(
     report: Report, table: xr.Dataset, metrics: Sequence[Metric], region: str, bands: xr.Dataset
 ) -> None:
-    names = sorted((m.name for m in metrics if not m.vector), key=lambda name: name not in _CARD)
-    pairs = {"rmse": ["rmse", "spread"]} if {"rmse", "spread"} <= set(names) else {}
-    for name in names:
-        if name not in _NOT_DRAWN and bool(table[name].notnull().any()):
-            heading = "Spread and error" if name in pairs else metric_title(name)
-            shown = heading[0].upper() + heading[1:]
-            report.curves(shown, table, pairs.get(name, name), region=region, bands=bands)
+    shown = [m for m in metrics if not m.vector and m.name not in _NOT_DRAWN]
+    held = {m.name for m in metrics}
+    for heading, names in _together(shown).items():
+        if names == ["rmse"] and "spread" in held:
+            heading, names = "Spread and error", ["rmse", "spread"]
+        some = table[names].sel(region=region).notnull().any(["model", "lead_time"])
+        where = np.any([some[name].values for name in names], axis=0)
+        channels = [str(c) for c in table["channel"].values[where]]
+        if channels:
+            title = heading[0].upper() + heading[1:]
+            report.curves(title, table, names, region=region, channels=channels, bands=bands)
+
+
+def _together(metrics: Sequence[Metric]) -> dict[str, list[str]]:
+    """Names that share a chart: scores of one kind for several thresholds; fair CRPS and RMSE first."""
+    out: dict[str, list[str]] = {}
+    for metric in sorted(metrics, key=lambda m: m.name not in _CARD):
+        heading = metric_title(metric.name)
+        if isinstance(metric, EventMetric):
+            heading = metric_title(metric.name.replace(metric.label, f"{metric.event}thresholds"))
+        if len(out.get(heading, ())) == len(DASHES):
+            heading = metric_title(metric.name)
+        out.setdefault(heading, []).append(metric.name)
+    return {metric_title(n[0]) if len(n) == 1 else heading: n for heading, n in out.items()}
 
 
 def _vectors(report: Report, table: xr.Dataset, metrics: Sequence[Metric], region: str) -> None:
@@ -249,17 +316,19 @@ def _event(report: Report, records: Records, event: EventOutcomes, region: str, 
     some = weight.notnull().any([d for d in weight.dims if d != "channel"]).values
     channels = [str(c) for c in diagram["channel"].values[some]][:_MOST_CHANNELS]
     bars = " Bars: where 90 % of the frequencies of a reliable forecast would lie, by resampled starts."
+    first = report.length
     report.reliability(f"Reliability: {label}", diagram, where + bars, region=region, channels=channels)
     report.roc(f"ROC: {label}", roc, where, region=region, channels=channels)
     potential = " The best cutoff for each ratio was chosen on this very sample: potential value."
     report.value(f"Economic value: {label}", value, where + potential, region=region, channels=channels)
+    report.joined(first, f"Event: {label}")
 
 
 def _event_text(event: EventOutcomes) -> str:
     if isinstance(event.threshold, tuple):
         return ", ".join(f"{channel} {event.event} {value:g}" for channel, value in event.threshold)
     value = event.threshold if isinstance(event.threshold, str) else f"{event.threshold:g}"
-    return f"{event.event} {value}"
+    return event_title(event.event, value)
 
 
 def _outcomes(metrics: Sequence[Metric]) -> Iterator[EventOutcomes]:
@@ -269,35 +338,80 @@ def _outcomes(metrics: Sequence[Metric]) -> Iterator[EventOutcomes]:
                 yield statistic
 
 
-def _tables(report: Report, records: Records, table: xr.Dataset, metrics: Sequence[Metric]) -> None:
+def _tables(report: Report, table: xr.Dataset, metrics: Sequence[Metric]) -> None:
     names = [m.name for m in metrics if not m.vector]
     rows = list(_score_rows(table, names))
     report.table("Scores", rows, "Means over all starts of each model.", fold=f"All {len(rows)} rows")
+
+
+def _settings(report: Report, records: Records, metrics: Sequence[Metric], preset: Preset | None) -> None:
+    """Everything that the records say of how they were made."""
     c = records.conventions
     units = ", ".join(f"{k} {v}" for k, v in sorted(c.units.items()) if v)
     starts = records.init_times.astype("datetime64[h]")
-    report.table(
-        "Settings",
-        {
-            "models": ", ".join(records.models),
-            "truth": c.truth,
-            "starts": f"{starts[0]} to {starts[-1]}, {starts.size} in all",
-            "lead times in days": ", ".join(map(days, records.lead_times)),
-            "regions": ", ".join(records.regions),
-            "units": units or "not stated",
-            "weights": c.weights,
-            "grid": c.grid,
-            "climatology": c.climatology or "none",
-            "preset": c.preset or "none",
-            "conventions": c.digest,
-            "metrics": ", ".join(m.name for m in metrics),
-        },
-    )
+    rows: dict[str, object] = {
+        "models": ", ".join(f"{m} ({_members(records, m)})" for m in records.models),
+        "truth": c.truth,
+        "the truth is the analysis of": ", ".join(c.truth_models) or "not stated",
+        "missing truth": _missing(records),
+        "starts": f"{starts[0]} to {starts[-1]}, {starts.size} in all{_spacing(starts)}",
+        "lead times in days": ", ".join(map(days, records.lead_times)),
+        "regions": ", ".join(f"{name} (mask {c.regions.get(name, 'unknown')})" for name in records.regions),
+        "units": units or "not stated",
+        "weights": c.weights,
+        "grid": c.grid,
+        "interpolation": c.interpolation or "none: forecasts were on the points of the truth",
+        "regridding": "; ".join(filter(None, (_regridded(records, m) for m in records.models)))
+        or "not known: the records were not made by wx-eval run",
+        "climatology": c.climatology or "none",
+        "preset": c.preset or "none",
+        "hash of these conventions": c.digest,
+        "metrics": ", ".join(m.name for m in metrics),
+    }
+    if preset is not None:
+        rows["source of the preset"] = preset.source
+        rows |= {
+            f"published: {word}": text + " (not compared with the text)" * (word in preset.unchecked)
+            for word, text in preset.facts.items()
+        }
+    elif c.preset:
+        rows["source of the preset"] = "not of this version of wx-eval: cards are those without a preset"
+    report.table("Settings", rows)
     if report.command:
         report.code("Reproduce", report.command, "The command that makes this page again.")
     if records.runs:
         text = json.dumps(records.runs, indent=2, sort_keys=True)
         report.code("Runs", text, "What the records of each model were made from.")
+
+
+def _members(records: Records, model: str) -> str:
+    sizes = np.unique(records.select(model=model).table["members"].to_numpy())
+    return f"{'/'.join(map(str, sizes))} member{'s' * bool((sizes > 1).any())}"
+
+
+def _spacing(starts: npt.NDArray[np.datetime64]) -> str:
+    steps = np.unique(np.diff(starts))
+    if steps.size > 1:
+        return ", unevenly spaced"
+    return f", every {hours(steps[0])}" if steps.size else ""
+
+
+def _missing(records: Records) -> str:
+    """What became of a truth that is not there, by the rows and the runs."""
+    table = records.table
+    n, absent = table["n"].to_numpy(), table["n_missing"].to_numpy()
+    policy = {str(run.get("missing_truth", "error")) for runs in records.runs.values() for run in runs}
+    text = f"{int((n == 0).sum())} of {len(n)} rows have none and count nowhere"
+    masked = (n > 0) & (absent > 0)
+    if masked.any():
+        share = absent[masked] / (n + absent)[masked]
+        text += f"; {int(masked.sum())} rows lack it at some points, at most {100 * share.max():.3g} %"
+    return text + f"; policy of the runs: {', '.join(sorted(policy))}" * bool(policy)
+
+
+def _regridded(records: Records, model: str) -> str:
+    text = regridding(records, model)
+    return f"{model}: {text}" if text else ""
 
 
 def _score_rows(table: xr.Dataset, names: Sequence[str]) -> Iterator[dict[str, object]]:

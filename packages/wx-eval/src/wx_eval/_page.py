@@ -62,6 +62,8 @@ footer {{ color: var(--soft); font-size: 12.5px; padding-bottom: 34px; }}
   header, nav, main, footer {{ padding-left: 12px; padding-right: 12px; }}
   section {{ padding: 14px 12px 16px; border-radius: 6px; }}
   h1 {{ font-size: 23px; }}
+  figure {{ width: 100%; }} .key figure {{ width: auto; }}
+  figure svg {{ max-width: 100%; min-width: var(--least); height: auto; }}
   dl {{ grid-template-columns: minmax(0, 1fr); }} dd {{ margin-bottom: 5px; }}
 }}
 @page {{ size: A4; margin: 12mm; }}
@@ -76,7 +78,7 @@ footer {{ color: var(--soft); font-size: 12.5px; padding-bottom: 34px; }}
   figure, dl, pre, tr, .key {{ break-inside: avoid; }}
   .panels {{ zoom: 0.8; }}
   figure, .scroll {{ overflow: visible; }}
-  figure svg {{ max-width: 100%; height: auto; }}
+  figure svg {{ max-width: 100%; min-width: 0; height: auto; }}
   pre {{ white-space: pre-wrap; }}
   .scroll table {{ font-size: 9.5px; }} th, td {{ padding-right: 8px; }}
 }}

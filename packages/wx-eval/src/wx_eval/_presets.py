@@ -1,29 +1,38 @@
-"""Conventions of published evaluations, each as one object that evaluates, scores and compares by them."""
+"""Conventions of published evaluations, each as one object that evaluates, scores and compares by them.
+
+What the evaluations were is in `Preset.facts`. Those named in `Preset.unchecked` were written down from
+memory of the publication and were not compared with its text.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from ._anomaly import ACC, Activity, MSESkill
-from ._compare import Comparison, compare
+from ._compare import Comparison, compare, corrected_together
 from ._evaluate import Band, evaluate
+from ._event_scores import REV, Brier, EventFrequencies, EventMetric
+from ._fields import as_chunks
+from ._files import short_name
 from ._inference import Method
 from ._kernels import Kernel
-from ._metrics import CRPS, MAE, RMSE, Bias, Metric, RankHistogram, Spread, SpreadSkill
+from ._metrics import CRPS, MAE, MSE, RMSE, Bias, Metric, RankHistogram, Spread, SpreadSkill
 from ._multiplicity import Correction
+from ._neighbourhood import PooledCRPS
 from ._protocols import Climatology, ForecastChunk, History
 from ._records import Records
 from ._regions import RegionSpec
 from ._samples import Sample
-from ._scores import Average, scores
+from ._scores import Average, resolve, scores
 from ._seeps import SEEPS
 from ._weights import Weights
 from ._wind import WindRMSE
@@ -43,11 +52,55 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Events:
+    """Events that are scored by their Brier score, their outcomes and their economic value.
+
+    Attributes:
+        channels: that are scored where they exist, by short name.
+        event: ">", ">=", "<" or "<=".
+        thresholds: numbers in the unit of the channels, or names of climatological fields.
+        cost_loss: ratios for which the economic value is on the card.
+    """
+
+    channels: tuple[str, ...]
+    event: str
+    thresholds: tuple[float | str, ...]
+    cost_loss: tuple[float, ...] = ()
+
+    def metrics(self, channels: Iterable[str]) -> tuple[EventMetric, ...]:
+        """Of those channels that are scored, none without any."""
+        held = tuple(sorted(c for c in channels if short_name(c) in self.channels))
+        found: list[EventMetric] = []
+        for threshold in self.thresholds if held else ():
+            found += [
+                Brier(threshold, self.event, channels=held),
+                EventFrequencies(threshold, self.event, channels=held),
+                *(REV(threshold, self.event, cost_loss=r, channels=held) for r in self.cost_loss),
+            ]
+        return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bootstrap:
+    """Stationary bootstrap of starts, see `compare`.
+
+    Attributes:
+        seed: of the resampling.
+        resamples: that are drawn; no p-value is below 1 / (1 + resamples).
+        block: mean length of the blocks in starts, None for the choice of Politis and White.
+    """
+
+    seed: int = 0
+    resamples: int = 2000
+    block: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """Conventions of one evaluation protocol.
 
-    Records keep `label`, so that those of two presets cannot be merged or compared by accident. Regions,
-    metrics and cards are a selection and no part of it: `dataclasses.replace` changes them freely.
+    Records keep `label`, so that those of two presets cannot be merged or compared by accident. A selection
+    of metrics or regions in a call keeps the label; `dataclasses.replace` makes another preset.
 
     Attributes:
         name: short name.
@@ -55,12 +108,19 @@ class Preset:
         weights: see `cell_weights`.
         average: over init times, see `scores`.
         method: standard error behind p-values, see `paired_test`.
-        correction: for the number of tests on a card.
+        correction: for the number of tests of all cards of a report together.
         seeps: kind of `SEEPS`, which is added for channels of precipitation.
         regions: default regions.
         metrics: default metrics.
         ensembles: card when both models have two members or more.
         single: card otherwise.
+        events: that are scored besides.
+        event_bootstrap: test of the scores of events; None for that of all others.
+        event_days: lead times of the card of events; those that the records hold are used.
+        costly: further metrics of the evaluation, a hundred times as slow as all others together: they are
+            left out unless `evaluate` is told otherwise.
+        facts: what was evaluated, by a word for it.
+        unchecked: words of `facts` that were not compared with the text of the publication.
     """
 
     name: str
@@ -74,26 +134,47 @@ class Preset:
     metrics: tuple[Metric, ...]
     ensembles: Card
     single: Card
+    events: tuple[Events, ...] = ()
+    event_bootstrap: Bootstrap | None = None
+    event_days: tuple[int, ...] = ()
+    costly: tuple[Metric, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    unchecked: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """Name and hash of the conventions."""
-        shared = [self.name, self.weights, self.average, self.method, self.correction, self.seeps]
-        return f"{self.name}:{hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]}"
+        """Name and hash of everything but the words about it."""
+        plain = ("name", "weights", "average", "method", "correction", "seeps", "regions", "event_days")
+        shared: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        for name in ("metrics", "costly"):
+            shared[name] = [m.to_dict() for m in getattr(self, name)]
+        shared["events"] = [asdict(e) for e in self.events]
+        for name in ("ensembles", "single", "event_bootstrap"):
+            value = getattr(self, name)
+            shared[name] = None if value is None else asdict(value)
+        text = json.dumps(shared, sort_keys=True)
+        return f"{self.name}:{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def event_metrics(self, channels: Iterable[str]) -> tuple[EventMetric, ...]:
+        """Metrics of the events of the preset for those of these channels that have any."""
+        held = list(channels)
+        return tuple(m for e in self.events for m in e.metrics(held))
 
     def evaluate(
         self,
-        forecast: xr.DataArray | Iterable[ForecastChunk],
-        truth: xr.DataArray | History,
+        forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk],
+        truth: xr.DataArray | xr.Dataset | History,
         *,
         model: str,
         climatology: Climatology | None = None,
         precipitation: Mapping[str, int] | None = None,
         metrics: Sequence[Metric] | None = None,
+        costly: bool = False,
         regions: RegionSpec | None = None,
         land_fraction: npt.ArrayLike | None = None,
         truth_name: str | None = None,
         missing_truth: Literal["error", "drop"] = "error",
+        truth_models: Sequence[str] = (),
         kernel: Kernel = "numpy",
         workers: int = 1,
         band: Band | None = None,
@@ -104,15 +185,30 @@ class Preset:
         Those not named here are the arguments of `wx_eval.evaluate`.
 
         Args:
-            climatology: which anomalies and SEEPS need; pass `metrics` without them where there is none.
+            climatology: which anomalies, SEEPS and quantiles as thresholds need; pass `metrics` without them
+                where there is none.
             precipitation: hours over which each channel of precipitation is summed, 6 or 24; these get SEEPS.
-            metrics: instead of those of the preset.
+                By default total_precipitation_6hr and total_precipitation_24hr, the names of WeatherBench.
+            metrics: instead of those of the preset, its events included.
+            costly: add the costly metrics of the preset.
             regions: instead of those of the preset.
+
+        Raises:
+            ValueError: as `evaluate`, and for events beyond quantiles without a climatology.
         """
-        chosen = self.metrics if metrics is None else tuple(metrics)
-        for hours in sorted(set((precipitation or {}).values())):
-            channels = tuple(c for c, h in (precipitation or {}).items() if h == hours)
-            chosen += (SEEPS(channels, hours=hours, kind=self.seeps),)
+        channels, forecast = _peeked(forecast, truth)
+        if precipitation is None:
+            precipitation = {c: _RAIN[c] for c in channels if c in _RAIN and metrics is None}
+        if metrics is None:
+            events = self.event_metrics(channels)
+            self._check_events(events, climatology)
+            chosen = (*self.metrics, *events)
+        else:
+            chosen = tuple(metrics)
+        chosen += self.costly if costly else ()
+        for hours in sorted(set(precipitation.values())):
+            summed = tuple(c for c, h in precipitation.items() if h == hours)
+            chosen += (SEEPS(summed, hours=hours, kind=self.seeps),)
         return evaluate(
             forecast,
             truth,
@@ -124,6 +220,7 @@ class Preset:
             land_fraction=land_fraction,
             truth_name=truth_name,
             missing_truth=missing_truth,
+            truth_models=truth_models,
             preset=self.label,
             kernel=kernel,
             workers=workers,
@@ -169,23 +266,91 @@ class Preset:
         for records in (a, b):
             self._check(records)
         left, right = (r if m is None else r.select(model=m) for r, m in ((a, model_a), (b, model_b)))
-        sizes = np.concatenate([r.table["members"].to_numpy() for r in (left, right)])
-        card = self.ensembles if (sizes > 1).all() else self.single
+        chosen = resolve(left, self._card(left, right).metrics if metrics is None else list(metrics))
+        events = [m for m in chosen if isinstance(m, EventMetric)]
+        resampled = self.event_bootstrap if events else None
+        if resampled is not None and len(events) < len(chosen):
+            raise ValueError(
+                f"preset {self.name!r} tests {events[0].name!r} by a bootstrap and others by "
+                f"{self.method!r}: compare them apart, or all by cards"
+            )
+        days = self._card(left, right).days
+        if len(events) == len(chosen):
+            known = np.array(self.event_days, "timedelta64[D]").astype("timedelta64[s]")
+            some = np.isin(known, left.lead_times.astype("timedelta64[s]")).any()
+            days = self.event_days if some else ()
+        test: dict[str, Any] = {"method": self.method}
+        if resampled is not None:
+            test = {"method": "bootstrap", **asdict(resampled)}
         return compare(
             left,
             right,
-            card.metrics if metrics is None else metrics,
+            chosen,
             channels=channels,
             regions=regions,
-            lead_times=_lead_times(card, left) if lead_times is None else lead_times,
+            lead_times=_lead_times(days, left, right, lag) if lead_times is None else lead_times,
             months=months,
             sample=sample,
             lag=lag,
             average=self.average,
-            method=self.method,
             correction=self.correction,
             alpha=alpha,
+            **test,
         )
+
+    def cards(
+        self, a: Records, b: Records, *, metrics: Sequence[str | Metric] | None = None, **choices: Any
+    ) -> tuple[Comparison, ...]:
+        """Every card of the preset for all models of `a`, corrected together as by `compare_models`.
+
+        A model has a card of the metrics that are tested alike: of scores and, where the records hold them,
+        of events.
+
+        Args:
+            a: records of the models under test; those of the baseline among them are left out.
+            b: records of the baseline alone.
+            metrics: instead of those of the cards.
+            **choices: arguments of `compare` from `channels` on.
+
+        Raises:
+            ValueError: as `compare`, or when there is no model to test.
+        """
+        models = [m for m in a.models if len(a.models) == 1 or m not in b.models]
+        if not models:
+            raise ValueError(f"there is no model to test against {b.models}")
+        found = []
+        for model in models:
+            ours = a.select(model=model)
+            for group in self._groups(ours, b, metrics):
+                found.append(self.compare(ours, b, metrics=group, **choices))
+        return tuple(corrected_together(found))
+
+    def _groups(
+        self, a: Records, b: Records, metrics: Sequence[str | Metric] | None
+    ) -> Iterable[Sequence[Metric]]:
+        """Metrics of a card that are tested alike."""
+        if metrics is None:
+            chosen = resolve(a, self._card(a, b).metrics)
+            known = [m.name for m in self.event_metrics(a.channels) if not m.vector and m.goal != "none"]
+            chosen += resolve(a, [n for n in known if n in a.metrics and n in b.metrics])
+        else:
+            chosen = resolve(a, list(metrics))
+        apart = self.event_bootstrap is not None
+        events = [m for m in chosen if apart and isinstance(m, EventMetric)]
+        return [g for g in ([m for m in chosen if m not in events], events) if g]
+
+    def _card(self, a: Records, b: Records) -> Card:
+        sizes = np.concatenate([r.table["members"].to_numpy() for r in (a, b)])
+        return self.ensembles if (sizes > 1).all() else self.single
+
+    def _check_events(self, events: Sequence[EventMetric], climatology: Climatology | None) -> None:
+        named = [m for m in events if isinstance(m.threshold, str)]
+        if named and climatology is None:
+            wanted = ", ".join(dict.fromkeys(str(m.threshold) for m in named))
+            raise ValueError(
+                f"preset {self.name!r} scores events of {list(named[0].channels)} beyond {wanted} of a "
+                "climatology: give one that has them (wx-eval climatology --quantiles), or name metrics"
+            )
 
     def _check(self, records: Records) -> None:
         if records.conventions.preset != self.label:
@@ -195,20 +360,42 @@ class Preset:
             )
 
 
-def _lead_times(card: Card, records: Records) -> npt.NDArray[np.timedelta64] | None:
-    if not card.days:
+_RAIN = {"total_precipitation_6hr": 6, "total_precipitation_24hr": 24}
+
+
+def _peeked(
+    forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk], truth: xr.DataArray | xr.Dataset | History
+) -> tuple[tuple[str, ...], xr.DataArray | xr.Dataset | Iterable[ForecastChunk]]:
+    """Channels, and the forecast to go on with: those of the array, of the truth, or of the first chunk."""
+    for side in (forecast, truth):
+        if isinstance(side, xr.DataArray) and "channel" in side.coords:
+            return tuple(map(str, np.atleast_1d(side["channel"].values))), forecast
+    known = getattr(truth, "channels", None)
+    if known is not None:
+        return tuple(known), forecast
+    chunks = iter(as_chunks(forecast))
+    first = list(islice(chunks, 1))
+    return tuple(first[0].channels) if first else (), chain(first, chunks)
+
+
+def _lead_times(
+    days: tuple[int, ...], a: Records, b: Records, lag: np.timedelta64 | None
+) -> npt.NDArray[np.timedelta64] | None:
+    """Those of the days that both have."""
+    if not days:
         return None
-    wanted = np.array(card.days, "timedelta64[D]").astype("timedelta64[s]")
-    found = np.intersect1d(wanted, records.lead_times.astype("timedelta64[s]"))
+    theirs = b.lead_times.astype("timedelta64[s]") - (np.timedelta64(0, "s") if lag is None else lag)
+    wanted = np.array(days, "timedelta64[D]").astype("timedelta64[s]")
+    found = np.intersect1d(wanted, np.intersect1d(a.lead_times.astype("timedelta64[s]"), theirs))
     if not found.size:
         raise ValueError(
-            f"the card is of the days {card.days}, of which the records hold none: use wx_eval.compare"
+            f"the card is of the days {days}, of which the records hold none: use wx_eval.compare"
         )
     return found
 
 
 _BELTS = ("global", "tropics", "nh", "sh")
-_WB_REGIONS = (
+_WB2_REGIONS = (
     *_BELTS,
     "europe",
     "north-america",
@@ -219,18 +406,26 @@ _WB_REGIONS = (
     "arctic",
     "antarctic",
 )
+_WBX_REGIONS = (
+    *_WB2_REGIONS,
+    "northern-africa",
+    "southern-africa",
+    "south-america",
+    "west-asia",
+    "south-east-asia",
+)
 _SINGLE_DAYS, _ENSEMBLE_DAYS = (1, 3, 5, 7, 10), (1, 3, 5, 10, 15)
 
-# Metrics of thresholds (Brier score, relative economic value) belong into the tuples of metrics below.
 _WB2 = Preset(
     name="wb2",
-    source="WeatherBench 2, code of November 2025; it has no test, which is ours",
+    source="WeatherBench 2, code of November 2025; it has no test and its thresholds are options: the test "
+    "is ours and there are no events",
     weights="cell-wb2",
     average="starts",
     method="ewc",
     correction="benjamini-hochberg",
     seeps="wb2",
-    regions=_WB_REGIONS,
+    regions=_WB2_REGIONS,
     metrics=(
         RMSE(),
         RMSE(debiased=True),
@@ -245,18 +440,29 @@ _WB2 = Preset(
     ),
     ensembles=Card(metrics=("crps_fair", "rmse"), days=_ENSEMBLE_DAYS),
     single=Card(metrics=("rmse", "acc_wb2"), days=_SINGLE_DAYS),
+    facts={
+        "period": "2020 by start, 00 and 12 UTC",
+        "lead times": "6 h steps",
+        "grid": "240x121, also 64x32 and 1440x721",
+        "levels": "500, 700 and 850 hPa",
+        "truth": "ERA5; operational models also their analysis",
+        "climatology": "ERA5 1990-2019 by day and hour, window of 61 days",
+    },
 )
 _WBX = Preset(
     name="wbx",
-    source="WeatherBench-X, public benchmark of August 2026",
+    source="WeatherBench-X, public benchmark of August 2026; MAE and rank histograms are of its library, not "
+    "of the benchmark",
     weights="cell-wbx",
     average="weights",
-    method="geer",
+    method="geer_wbx",
     correction="none",
     seeps="wbx",
-    regions=_WB_REGIONS,
+    regions=_WBX_REGIONS,
     metrics=(
         RMSE(),
+        RMSE(debiased=True),
+        MSE(),
         MAE(),
         Bias(),
         WindRMSE(),
@@ -269,10 +475,21 @@ _WBX = Preset(
     ),
     ensembles=Card(metrics=("crps_fair", "rmse"), days=_ENSEMBLE_DAYS),
     single=Card(metrics=("rmse", "acc_pooled"), days=_SINGLE_DAYS),
+    facts={
+        "period": "2018, 2020 and 2022 by start, 00 and 12 UTC; 2022 to 16 December",
+        "lead times": "6 h steps",
+        "grid": "240x121, also 64x32 and 1440x721",
+        "levels": "500, 700 and 850 hPa",
+        "truth": "ERA5 for models that start from it, the HRES analysis for ENS and operational models",
+        "regions": "each also over land",
+        "card": "relative difference to IFS in per cent, colours from 1, 2, 5, 10, 20 and 50 on",
+        "test": "t test with the AR(2) inflation of its library",
+    },
 )
 _GENCAST = Preset(
     name="gencast",
-    source="GenCast (Price et al. 2024); the text does not settle the estimator of the CRPS, both are kept",
+    source="GenCast (Price et al. 2025); the text does not settle the estimator of the CRPS, both are kept. "
+    "The ratios of cost to loss on the card, the seed and the number of resamples are ours",
     weights="cell",
     average="starts",
     method="geer",
@@ -290,10 +507,41 @@ _GENCAST = Preset(
     ),
     ensembles=Card(metrics=("crps_fair", "rmse")),
     single=Card(metrics=("rmse",)),
+    events=(
+        Events(
+            channels=("t2m", "10m_wind_speed"),
+            event=">",
+            thresholds=("quantile(0.99)", "quantile(0.999)", "quantile(0.9999)"),
+            cost_loss=(0.01, 0.05),
+        ),
+        Events(
+            channels=("t2m", "msl"),
+            event="<",
+            thresholds=("quantile(0.01)", "quantile(0.001)", "quantile(0.0001)"),
+            cost_loss=(0.01, 0.05),
+        ),
+    ),
+    event_bootstrap=Bootstrap(),
+    event_days=(1, 3, 5, 7, 10, 15),
+    costly=tuple(PooledCRPS(60.0 * 2**k, pool) for pool in ("average", "max") for k in range(6)),
+    facts={
+        "period": "2019, 06 and 18 UTC for models that start from ERA5",
+        "lead times": "12 h steps to 15 days",
+        "members": "50",
+        "truth": "ERA5 for models that start from it, the HRES analysis for ENS",
+        "thresholds": "climatological quantiles 0.99, 0.999 and 0.9999 of t2m and 10 m wind speed, 0.01, "
+        "0.001 and 0.0001 of t2m and sea level pressure",
+        "test": "paired t test with autocorrelation inflation for CRPS and RMSE, block bootstrap for Brier "
+        "score and economic value",
+        "pooled CRPS": "averages and maxima over discs of 120 to 3840 km across",
+        "cyclones": "track errors and the value of track probabilities, see score_tracks",
+    },
+    unchecked=("period", "members", "truth", "thresholds", "test", "pooled CRPS", "cyclones"),
 )
 _ATLAS = Preset(
     name="atlas",
-    source="ATLAS (arXiv 2601.18111): a plain paired t test, whose standard error ignores autocorrelation",
+    source="ATLAS (arXiv 2601.18111): a plain paired t test, whose standard error ignores autocorrelation; "
+    "it scores no events",
     weights="cell",
     average="starts",
     method="iid",
@@ -303,13 +551,22 @@ _ATLAS = Preset(
     metrics=(CRPS("fair"), RMSE(), Spread(), SpreadSkill("fortin")),
     ensembles=Card(metrics=("crps_fair", "rmse")),
     single=Card(metrics=("rmse",)),
+    facts={
+        "period": "2020",
+        "lead times": "to 15 days",
+        "truth": "ERA5",
+        "baselines": "IFS ENS and GenCast",
+        "test": "paired two-sided t test over starts with T - 1 degrees of freedom",
+    },
+    unchecked=("period", "lead times", "truth", "baselines", "test"),
 )
 _WMO = Preset(
     name="wmo",
-    source="WMO-No. 485, appendix 2.2.34, its zonal areas; it prescribes no test, which is ours",
+    source="WMO-No. 485, appendix 2.2.34, its zonal areas; wind events as the lead centre for deterministic "
+    "verification exchanges them. It prescribes no test, which is ours",
     weights="cos",
     average="starts",
-    method="ewc",
+    method="ewc_ar1",
     correction="benjamini-hochberg",
     seeps="wbx",
     regions=("nh", "sh", "tropics", "arctic", "antarctic"),
@@ -327,6 +584,13 @@ _WMO = Preset(
     ),
     ensembles=Card(metrics=("crps_fair", "rmse")),
     single=Card(metrics=("rmse", "acc_wmo")),
+    events=(Events(channels=("10m_wind_speed",), event=">", thresholds=(5.0, 10.0, 15.0)),),
+    facts={
+        "truth": "the own analysis of each centre, and observations",
+        "thresholds": "10 m wind speed 5, 10 and 15 m s-1; precipitation in 24 h 1, 10 and 50 mm, in 6 h "
+        "1, 5 and 25 mm, which have to be given in the unit of the channel",
+    },
+    unchecked=("truth",),
 )
 
 PRESETS: Mapping[str, Preset] = {p.name: p for p in (_WB2, _WBX, _GENCAST, _ATLAS, _WMO)}

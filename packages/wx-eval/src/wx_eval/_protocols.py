@@ -1,5 +1,6 @@
 """What this package asks of the objects of others."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,31 @@ class ForecastChunk(Protocol):
 
     @property
     def values(self) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A ForecastChunk that also states its grid and units, so that they are checked.
+
+    Attributes:
+        init_time: start of the forecast.
+        lead_time: time since then.
+        channels: names.
+        values: shape (member, channel, latitude, longitude), or (member, channel, point).
+        latitude: degrees, of the rows or of the points, or None when unknown.
+        longitude: degrees, of the columns or of the points, or None when unknown.
+        units: one string per channel, or None when unknown.
+        interpolation: how the values were brought to these points, "" when they were computed on them.
+    """
+
+    init_time: np.datetime64
+    lead_time: np.timedelta64
+    channels: tuple[str, ...]
+    values: npt.NDArray[Any]
+    latitude: npt.NDArray[Any] | None = None
+    longitude: npt.NDArray[Any] | None = None
+    units: tuple[str, ...] | None = None
+    interpolation: str = ""
 
 
 class Comm(Protocol):

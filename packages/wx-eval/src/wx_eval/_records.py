@@ -204,7 +204,7 @@ class Records:
         """Rows whose key is among the given values.
 
         Raises:
-            ValueError: when a named model, channel or region is not there.
+            ValueError: when a named model, channel, region or time is not there.
         """
         table = self.table
         for column, chosen in (("model", model), ("channel", channel), ("region", region)):
@@ -222,8 +222,18 @@ class Records:
                 wanted = np.asarray(list(times)).astype(
                     "timedelta64[s]" if column == "lead_time" else "datetime64[s]"
                 )
+                self._check_times(column, wanted)
                 table = table.filter(pc.is_in(table[column], pa.array(wanted, kind)))
         return Records(table, self.conventions, self.metrics, self.runs)
+
+    def _check_times(self, column: str, wanted: npt.NDArray[Any]) -> None:
+        held = (self.lead_times if column == "lead_time" else self.init_times).astype(wanted.dtype)
+        absent = np.setdiff1d(wanted, held)
+        if absent.size:
+            ends = f"{held.min()} to {held.max()}" if held.size else "none"
+            raise ValueError(
+                f"no {column.replace('_', ' ')} {absent[0]} in the records, which hold {held.size}, {ends}"
+            )
 
     def to_xarray(self, statistics: Iterable[str] | None = None) -> xr.Dataset:
         """Dense arrays (model, channel, region, lead_time, init_time) with NaN where there is no row.
@@ -303,6 +313,11 @@ class Records:
         conventions = Conventions(**payload["conventions"])
         runs = payload.get("runs", {})
         return cls(table.replace_schema_metadata(None), conventions, payload["metrics"], runs)
+
+
+def holds_records(path: str | PathLike[str]) -> bool:
+    """Whether a parquet file holds records, and not reports of stations or anything else."""
+    return _METADATA_KEY in (pq.read_schema(path).metadata or {})
 
 
 def _all_runs(

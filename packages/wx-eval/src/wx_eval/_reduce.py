@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from scipy import sparse
 
 
+# Numbers in a row of sums from which one call per row costs less than running sums of each number.
+_WIDE_ROW = 64
+
+
 @dataclass(frozen=True)
 class _Band:
     """Points of one region in some rows, counted from the first point of these rows.
@@ -31,7 +35,7 @@ class _Band:
     rows: npt.NDArray[np.intp]
     points: npt.NDArray[np.intp] | slice
     first: npt.NDArray[np.intp]
-    line: npt.NDArray[np.intp]
+    line: npt.NDArray[np.int32]
     weight: Vector
 
 
@@ -52,9 +56,10 @@ class Reducer:
         self.grid, self.regions = grid, tuple(masks)
         self._edges = grid.edges
         self._weight = weight
-        self._points = [np.flatnonzero(mask) for mask in masks.values()]
+        self._points = [np.flatnonzero(mask).astype(np.uint32) for mask in masks.values()]
         self._first = [np.searchsorted(points, self._edges) for points in self._points]
         self._bands: dict[tuple[int, int], list[_Band]] = {}
+        self._ones: dict[tuple[int, int, bool], Vector] = {}
         self._matrices: dict[tuple[int, int], sparse.csr_array] = {}
 
     @property
@@ -87,6 +92,14 @@ class Reducer:
                 out[band.rows, region] = np.moveaxis(summed.reshape(len(full), -1, full.shape[2]), 1, 0)
         return out
 
+    def weights(self, rows: slice, *, weighted: bool = True) -> Vector:
+        """`sums` of a field of ones, (rows, R, 1, 1), computed once."""
+        key = rows.start, rows.stop, weighted
+        if key not in self._ones:
+            points = self.points(rows)
+            self._ones[key] = self.sums(np.ones((1, points.stop - points.start)), rows, weighted=weighted)
+        return self._ones[key]
+
     def rank_sums(
         self, below_N: Array, tied_N: Array, scored_N: npt.NDArray[np.bool_], members: int, rows: slice
     ) -> Vector:
@@ -97,7 +110,7 @@ class Reducer:
         out = np.zeros((rows.stop - rows.start, len(self.regions), members + 1))
         for region, band in enumerate(self._of(rows)):
             used, weight, line = scored_N[band.points], band.weight, band.line
-            below, tied = (a[band.points].astype(np.intp) for a in (below_N, tied_N))
+            below, tied = below_N[band.points], tied_N[band.points]
             if not used.all():
                 weight, line, below, tied = weight[used], line[used], below[used], tied[used]
             out[:, region] = _rank_weights(line, below, tied, weight, out.shape[0], members)
@@ -134,14 +147,16 @@ class Reducer:
         first = self._first[region][rows.start : rows.stop + 1]
         points = self._points[region][first[0] : first[-1]]
         held = np.diff(first)
-        neighbours = points.size and points[-1] - points[0] + 1 == points.size
-        start = int(points[0] - self._edges[rows.start]) if points.size else 0
+        origin = int(self._edges[rows.start])
+        start = int(points[0]) if points.size else origin
+        stop = start + points.size
+        neighbours = points.size == 0 or int(points[-1]) + 1 == stop
         return _Band(
             rows=np.flatnonzero(held),
-            points=slice(start, start + points.size) if neighbours else points - self._edges[rows.start],
+            points=slice(start - origin, stop - origin) if neighbours else points.astype(np.intp) - origin,
             first=(first[:-1] - first[0])[held > 0],
-            line=np.repeat(np.arange(held.size), held),
-            weight=self._weight[points],
+            line=np.repeat(np.arange(held.size, dtype=np.int32), held),
+            weight=self._weight[start:stop] if neighbours else self._weight[points],
         )
 
     def _matrix(self, rows: slice) -> sparse.csr_array:
@@ -150,7 +165,8 @@ class Reducer:
 
         bands, points = self._of(rows), self.points(rows)
         size = points.stop - points.start
-        line = np.concatenate([band.line * len(bands) + r for r, band in enumerate(bands)])
+        lines = [np.multiply(band.line, len(bands), dtype=np.intp) for band in bands]
+        line = np.concatenate([each + r for r, each in enumerate(lines)])
         point = np.concatenate([np.arange(size)[band.points] for band in bands])
         order = np.lexsort((point, line))
         shape = ((rows.stop - rows.start) * len(bands), size)
@@ -165,52 +181,46 @@ def _take(field: Array, points: npt.NDArray[np.intp] | slice) -> Array:
 
 def add_rows(total: Vector, rows: Vector) -> None:
     """Add rows (rows, *S) to a total (*S) in place, one after the other."""
-    for row in rows:
-        np.add(total, row, out=total)
+    if total.size > _WIDE_ROW:
+        for row in rows:
+            np.add(total, row, out=total)
+    else:
+        # Running sums add in the same order without a call per row.
+        total[...] = np.add.accumulate(np.concatenate([total[None], rows]), axis=0)[-1]
 
 
 def _rank_weights(
-    line: npt.NDArray[np.intp],
-    below: npt.NDArray[np.intp],
-    tied: npt.NDArray[np.intp],
-    weight: Vector,
-    lines: int,
-    members: int,
+    line: npt.NDArray[np.int32], below: Array, tied: Array, weight: Vector, lines: int, members: int
 ) -> Vector:
     """(lines, M + 1) from the points in order of their lines.
 
     Fields with a bound, such as precipitation, tie many members at it: these runs start at the first rank or
     end at the last one and are cumulated, whatever their length. Only the rest is written out.
     """
-    free = np.flatnonzero(tied == 0)
-    if free.size == tied.size:
-        return _histogram(line, below, weight, lines, members)
-    out = _histogram(line[free], below[free], weight[free], lines, members)
-    held = np.flatnonzero(tied)
-    line, below, tied = line[held], below[held], tied[held]
-    share = weight[held] / (tied + 1)
-    low = below == 0
-    high = ~low & (below + tied == members)
+    place = np.multiply(line, members + 1, dtype=np.intp)
+    if not tied.any():
+        return _histogram(place + below, weight, lines, members)
+    out = _histogram(place + below, np.where(tied, 0.0, weight), lines, members)
+    share = weight / np.add(tied, 1, dtype=np.float64)
+    low = (below == 0) & (tied > 0)
+    high = (below + tied == members) & (tied > 0) & ~low
     if low.any():
-        run = _histogram(line[low], tied[low], share[low], lines, members)
+        run = _histogram(place + tied, share * low, lines, members)
         out += np.cumsum(run[:, ::-1], axis=1)[:, ::-1]
     if high.any():
-        out += np.cumsum(_histogram(line[high], below[high], share[high], lines, members), axis=1)
-    rest = np.flatnonzero(~low & ~high)
+        out += np.cumsum(_histogram(place + below, share * high, lines, members), axis=1)
+    rest = np.flatnonzero((tied > 0) & ~low & ~high)
     if rest.size:
-        entries = tied[rest] + 1
+        entries = np.add(tied[rest], 1, dtype=np.intp)
         ends = np.cumsum(entries)
-        place = np.arange(ends[-1]) + np.repeat(below[rest] - ends + entries, entries)
-        line, share = np.repeat(line[rest], entries), np.repeat(share[rest], entries)
-        out += _histogram(line, place, share, lines, members)
+        first = place[rest] + below[rest] - ends + entries
+        run = np.arange(ends[-1]) + np.repeat(first, entries)
+        out += _histogram(run, np.repeat(share[rest], entries), lines, members)
     return out
 
 
-def _histogram(
-    line: npt.NDArray[np.intp], rank: npt.NDArray[np.intp], weight: Vector, lines: int, members: int
-) -> Vector:
-    """(lines, M + 1) sums of weights."""
-    place = line * (members + 1) + rank
+def _histogram(place: npt.NDArray[np.intp], weight: Vector, lines: int, members: int) -> Vector:
+    """(lines, M + 1) sums of weights at line * (M + 1) + rank."""
     # Of no points at all bincount makes integers.
     counts = np.bincount(place, weight, lines * (members + 1)).astype(np.float64, copy=False)
     return counts.reshape(lines, members + 1)

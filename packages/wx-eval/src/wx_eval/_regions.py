@@ -7,31 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ._choices import BOXES as BOXES
 from ._grid import Grid
 
 Mask = npt.NDArray[np.bool_]
 
-# (south, north), (west, east) in degrees, edges inclusive: the row at 20 degrees belongs to the tropics and
-# to its hemisphere. The list is that of WeatherBench-X.
-BOXES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
-    "global": ((-90, 90), (0, 360)),
-    "tropics": ((-20, 20), (0, 360)),
-    "nh": ((20, 90), (0, 360)),
-    "sh": ((-90, -20), (0, 360)),
-    "europe": ((35, 75), (-12.5, 42.5)),
-    "north-america": ((25, 60), (240, 285)),
-    "north-atlantic": ((25, 65), (290, 350)),
-    "north-pacific": ((25, 60), (145, 230)),
-    "east-asia": ((25, 60), (102.5, 150)),
-    "ausnz": ((-45, -12.5), (120, 175)),
-    "arctic": ((60, 90), (0, 360)),
-    "antarctic": ((-90, -60), (0, 360)),
-    "northern-africa": ((5, 32.5), (-12.5, 37.5)),
-    "southern-africa": ((-30, 5), (12.5, 37.5)),
-    "south-america": ((-40, 5), (-75, -45)),
-    "west-asia": ((15, 60), (42.5, 102.5)),
-    "south-east-asia": ((-12.5, 25), (95, 125)),
-}
 DEFAULT_REGIONS = ("global", "tropics", "nh", "sh")
 LAND = "_land"
 
@@ -69,7 +49,7 @@ def region_masks(
                 f"region {name!r} must be a boolean mask {grid.shape}, got {mask.dtype} {mask.shape}"
             )
         if not mask.any():
-            raise ValueError(f"region {name!r} holds no point of the grid")
+            raise ValueError(f"region {name!r} holds no point of the grid: leave it out of the regions")
     return {name: mask.ravel() for name, mask in masks.items()}
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ._grid import Array, Vector
-from ._weights import _bounds
+from ._weights import row_bounds
 
 Method = Literal["bilinear", "conservative"]
 Axes = tuple[Vector, Vector]
+Neighbours = tuple[npt.NDArray[np.intp], Vector]
 
 _PRESENT = {"bilinear": 1 - 1e-9, "conservative": 0.5}
 _SLACK = 1e-6
@@ -91,7 +92,12 @@ def is_global(latitude: Vector, longitude: Vector) -> tuple[bool, bool]:
     return bool(gap <= rows), bool(abs(span - 360) < _SLACK * 360)
 
 
-def _check(axes: Axes, side: str) -> None:
+def check_axes(axes: Axes, side: str) -> None:
+    """See that axes are those of a latitude-longitude grid.
+
+    Raises:
+        ValueError: naming the side.
+    """
     latitude, longitude = axes
     steps = np.diff(latitude)
     monotone = (steps > 0).all() or (steps < 0).all()
@@ -101,44 +107,62 @@ def _check(axes: Axes, side: str) -> None:
         )
 
 
-def _bilinear(source: Axes, target: Axes) -> tuple[Vector, Vector]:
-    _check(source, "source")
+def brackets(source: Axes, latitude: Vector, longitude: Vector) -> tuple[Neighbours, Neighbours]:
+    """Where latitudes and longitudes lie between the rows and between the columns of a grid.
+
+    Beyond the outermost row of a global grid that row counts alone; its last column comes before the first.
+
+    Args:
+        source: rows in either direction, columns eastwards within one turn.
+        latitude, longitude: degrees, of any lengths.
+
+    Returns:
+        Of rows, then of columns: positions of the neighbour before and shares of the one after it, NaN
+        outside the grid. The column after the last is the first.
+    """
     poles, circle = is_global(*source)
-    flipped = source[0][0] > source[0][-1]
-    latitude = source[0][::-1] if flipped else source[0]
-    wanted = np.clip(target[0], latitude[0], latitude[-1]) if poles else target[0]
-    rows = _linear(latitude, wanted, "latitude")
-    longitude = source[1]
+    rows, columns = source
+    inside = np.clip(latitude, rows.min(), rows.max()) if poles else latitude
     # Moved into the turn that starts at the first column.
-    moved = longitude[0] + (target[1] - longitude[0] + _SLACK) % 360.0 - _SLACK
-    if circle:
-        around = _linear(
-            np.append(longitude, longitude[0] + 360), np.maximum(moved, longitude[0]), "longitude"
-        )
-        columns = around[:, :-1].copy()
-        columns[:, 0] += around[:, -1]
-    else:
-        columns = _linear(longitude, moved, "longitude")
-    return (rows[:, ::-1] if flipped else rows), columns
+    moved = columns[0] + (longitude - columns[0] + _SLACK) % 360.0 - _SLACK
+    return _between(rows, inside), _between(
+        np.append(columns, columns[0] + 360) if circle else columns, moved
+    )
 
 
-def _linear(points: Vector, wanted: Vector, name: str) -> Vector:
+def _between(axis: Vector, wanted: Vector) -> Neighbours:
+    rising = axis if axis[0] < axis[-1] else axis[::-1]
+    inside = (wanted >= rising[0] - _SLACK) & (wanted <= rising[-1] + _SLACK)
+    place = np.clip(wanted, rising[0], rising[-1])
+    before = np.clip(np.searchsorted(rising, place, side="right") - 1, 0, rising.size - 2)
+    share = (place - rising[before]) / (rising[before + 1] - rising[before])
+    if rising is not axis:
+        before, share = axis.size - 2 - before, 1 - share
+    return before, np.where(inside, share, np.nan)
+
+
+def _bilinear(source: Axes, target: Axes) -> tuple[Vector, Vector]:
+    check_axes(source, "source")
+    found = zip(brackets(source, *target), source, target, ("latitude", "longitude"), strict=True)
+    rows, columns = (_linear(*item) for item in found)
+    return rows, columns
+
+
+def _linear(neighbours: Neighbours, points: Vector, wanted: Vector, name: str) -> Vector:
     """Weights (wanted, points) of linear interpolation."""
-    if wanted.min() < points[0] - _SLACK or wanted.max() > points[-1] + _SLACK:
+    before, share = neighbours
+    if np.isnan(share).any():
         raise _beyond(name, wanted, points)
-    inside = np.clip(wanted, points[0], points[-1])
-    left = np.clip(np.searchsorted(points, inside, side="right") - 1, 0, points.size - 2)
-    share = (inside - points[left]) / (points[left + 1] - points[left])
     out = np.zeros((wanted.size, points.size))
     line = np.arange(wanted.size)
-    out[line, left] = 1 - share
-    out[line, left + 1] += share
+    out[line, before % points.size] = 1 - share
+    out[line, (before + 1) % points.size] += share
     return out
 
 
 def _conservative(source: Axes, target: Axes) -> tuple[Vector, Vector]:
     for axes, side in ((source, "source"), (target, "target")):
-        _check(axes, side)
+        check_axes(axes, side)
     edges = [np.sin(np.deg2rad(_row_edges(axes))) for axes in (source, target)]
     rows = _overlap(edges[0], edges[1], "latitude")
     ours, theirs = (_column_edges(axes) for axes in (source, target))
@@ -163,7 +187,7 @@ def _overlap(source: Vector, target: Vector, name: str) -> Vector:
 
 
 def _row_edges(axes: Axes) -> Vector:
-    return _bounds(axes[0], half_step=not is_global(*axes)[0])
+    return row_bounds(axes[0], half_step=not is_global(*axes)[0])
 
 
 def _column_edges(axes: Axes) -> Vector:

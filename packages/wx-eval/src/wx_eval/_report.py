@@ -23,6 +23,9 @@ from ._figure import Figure, arranged, framed
 from ._inference import MINIMUM_STARTS
 from ._records import Records
 
+_MOST_NUMBERS = 4
+_LEAST_SIZE = {"panels": 0.72, "key": 0.5}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
@@ -70,14 +73,16 @@ class Report:
     Args:
         title: of the page.
         subtitle: below it.
-        data: path of the records, relative to the page, that scorecards link to.
+        data: paths of the records, relative to the page, that scorecards link to.
         command: the one command that makes the page again, shown with every scorecard.
     """
 
-    def __init__(self, title: str, subtitle: str = "", *, data: str = "", command: str = "") -> None:
+    def __init__(
+        self, title: str, subtitle: str = "", *, data: str | Sequence[str] = "", command: str = ""
+    ) -> None:
         self.title = title
         self.subtitle = subtitle
-        self.data = data
+        self.data = tuple(filter(None, [data] if isinstance(data, str) else data))
         self.command = command
         self.figures: dict[str, Figure] = {}
         self._sections: list[tuple[str, str]] = []
@@ -90,7 +95,7 @@ class Report:
         baseline: str | None = None,
         metrics: Sequence[str] | None = None,
         title: str | None = None,
-        data: str = "",
+        data: str | Sequence[str] = "",
         command: str = "",
         alpha: float = 0.05,
         seed: int = 0,
@@ -98,6 +103,7 @@ class Report:
     ) -> Self:
         """A whole page: cards against a baseline, curves, diagrams, tables, settings.
 
+        There is a card for each other model, and a correction for the number of tests over all of them.
         Scorecards follow the preset of the records, if there is one. Diagrams appear where the records hold
         what they need: `RankHistogram`, `PowerSpectrum`, `SpectralRatio`, `Coherence`, `EventFrequencies`.
 
@@ -106,7 +112,7 @@ class Report:
             baseline: model that all others are compared with; by default the first by name.
             metrics: of the cards; by default those of the preset, or fair CRPS and RMSE.
             title: of the page.
-            data: path of the records, relative to the page, to link to.
+            data: paths of the records, relative to the page, to link to.
             command: that makes the page again.
             alpha: level of significance.
             seed: of the resampling behind consistency bars, and of the bootstrap.
@@ -164,15 +170,12 @@ class Report:
         c = comparison
         parts = [_page.paragraphs((*paragraphs, _card_summary(c)))]
         parts.append(_page.paragraphs(_warnings(c), "warning"))
-        parts.append(_elements(_card.legend(c.model_a, c.model_b), "key"))
+        parts.append(_elements(_card.legend(c), "key"))
         self._keep(heading, {"card": _card.scorecard(c)})
         for metric in c.metrics:
             panels = _elements(_card.panels(c, metric).values())
             parts.append(f"<h3>{escape(metric_title(metric))}</h3>{panels}")
-        if any(np.isfinite(cell.bias_b) for cell in c.cells):
-            biases = _elements(_card.bias_panel(region, c) for region in _card.regions_of(c))
-            title = f"Bias of {c.model_b}, forecast minus truth"
-            parts.append(f"<h3>{escape(title)}</h3>{biases}")
+        parts.append(_numbers(c))
         parts.append(_page.definitions(_card_settings(c)))
         parts.append(self._origin())
         rows = [_cell_row(cell, c) for cell in c.cells]
@@ -384,6 +387,18 @@ class Report:
         target.mkdir(parents=True, exist_ok=True)
         return [figure.write(target / f"{name}.{kind}") for name, figure in self.figures.items()]
 
+    @property
+    def length(self) -> int:
+        """Number of sections."""
+        return len(self._sections)
+
+    def joined(self, first: int, heading: str) -> Self:
+        """Make the sections from `first` on the parts of one section."""
+        parts = self._sections[first:]
+        body = "".join(f"<h3>{escape(title)}</h3>{content}" for title, content in parts)
+        self._sections[first:] = [(heading, body)]
+        return self
+
     def _add(self, heading: str, content: str) -> Self:
         self._sections.append((heading, content))
         return self
@@ -409,14 +424,17 @@ class Report:
         return self._add(heading, _page.paragraphs(texts) + self._panels(heading, panels, _key(models, [])))
 
     def _origin(self) -> str:
-        link = f'<a href="{escape(self.data)}">{escape(self.data)}</a>' if self.data else ""
+        link = ", ".join(f'<a href="{escape(path)}">{escape(path)}</a>' for path in self.data)
         parts = [("records", link), ("made by", f"<code>{escape(self.command)}</code>" * bool(self.command))]
         body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in parts if value)
         return f"<dl>{body}</dl>" if body else ""
 
 
 def _elements(figures: Iterable[Figure], kind: str = "panels") -> str:
-    body = "".join(f"<figure>{figure.svg()}</figure>" for figure in figures)
+    # On a narrow screen a figure shrinks, but not below what can be read.
+    least = "--least: {:.0f}px".format
+    size = _LEAST_SIZE[kind]
+    body = "".join(f'<figure style="{least(size * f.width)}">{f.svg()}</figure>' for f in figures)
     return f'<div class="{kind}">{body}</div>'
 
 
@@ -432,14 +450,36 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "figure"
 
 
+def _numbers(c: Comparison) -> str:
+    """Scores and bias of the baseline in their units, folded where there are many."""
+    parts = [
+        f"<h3>{escape(f'{c.model_b} itself: {metric_title(metric)}')}</h3>"
+        f"{_elements(_card.score_panels(c, metric))}"
+        for metric in c.metrics
+    ]
+    scored = "".join(parts)
+    if len(parts) > _MOST_NUMBERS:
+        scored = _page.folded(f"Scores of {c.model_b} in their units", scored)
+    if not any(np.isfinite(cell.bias_b) for cell in c.cells):
+        return scored
+    title = f"Bias of {c.model_b}, forecast minus truth"
+    return f"{scored}<h3>{escape(title)}</h3>{_elements(_card.bias_panels(c))}"
+
+
 def _card_summary(c: Comparison) -> str:
     count = c.count()
-    names = ", ".join(metric_title(m) for m in c.metrics)
+    names = _card.metrics_title(c.metrics)
     text = (
         f"{names}: {c.model_a} is better than {c.model_b} in {count['better']} of {len(c.cells)} cells "
         f"({count['better_significant']} significantly) and worse in {count['worse']} "
         f"({count['worse_significant']} significantly)."
     )
+    if not c.by_default:
+        better, worse = c.count_robust()
+        text += (
+            " By the default test, which allows for the correlation of successive starts and for the number "
+            f"of tests, {better} are significantly better and {worse} worse."
+        )
     return text[0].upper() + text[1:]
 
 
@@ -478,7 +518,10 @@ def _card_settings(c: Comparison) -> dict[str, str]:
     if named:
         found["estimator"] = ", ".join(named)
     if effective:
-        found["effective starts"] = f"median {np.median(effective):.0f}, at least {min(effective):.0f}"
+        above = sum(cell.n_effective > cell.n for cell in c.cells)
+        found["effective starts"] = f"median {np.median(effective):.0f}, at least {min(effective):.0f}" + (
+            f", more than starts in {above} cells, whose successive differences alternate" if above else ""
+        )
         found["inflation of standard errors"] = (
             f"median {np.median(inflation):.2f}, at most {max(inflation):.2f}"
         )
@@ -512,6 +555,7 @@ def _cell_row(cell: Cell, c: Comparison) -> dict[str, object]:
         "p Geer": cell.p_geer,
         "p EWC": cell.p_ewc,
         "p EWC AR(1)": cell.p_ewc_ar1,
+        "the same corrected": cell.p_robust,
         f"bias of {c.model_a}": cell.bias_a,
         f"bias of {c.model_b}": cell.bias_b,
         "notes": ", ".join(cell.notes),
@@ -530,10 +574,11 @@ def _band(
 def _band_text(bands: xr.Dataset, name: str) -> str:
     if f"{name}_low" not in bands:
         return ""
-    level = bands[f"{name}_low"].attrs.get("level", 0.95)
+    attributes = bands[f"{name}_low"].attrs
+    level, method = attributes.get("level", 0.95), attributes.get("method", "")
     return (
-        f" Bands are {100 * level:g} % confidence intervals of each score on its own; whether two models "
-        "differ is another question, which their scorecard answers."
+        f" Bands are {100 * level:g} % confidence intervals ({method}) of each score on its own; whether two "
+        "models differ is another question, which their scorecard answers."
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ._bootstrap import automatic_block_length, bootstrap_counts, check_resampling, two_sided
+from ._choices import Sample as Sample
 from ._grid import Array, Vector
 from ._inference import Method, mean_tests
 from ._metrics import Metric
@@ -18,7 +19,6 @@ from ._records import WEIGHT
 
 Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.intp]
-Sample = Literal["each", "starts", "valid"]
 
 CELL = ("channel", "region", "lead_time", "init_time")
 

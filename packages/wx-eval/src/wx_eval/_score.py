@@ -20,7 +20,7 @@ from ._metrics import Metric
 from ._protocols import Climatology, Comm
 from ._records import WEIGHT
 from ._reduce import Reducer, add_rows
-from ._statistics import AnyStatistic, FieldStatistic, Products, Ranks, Statistic
+from ._statistics import AnyStatistic, Fields, FieldStatistic, Products, Ranks, Statistic
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,8 +91,7 @@ class Scorer:
 
     def missing(self) -> dict[str, Array]:
         """Columns of a chunk that has no truth."""
-        everywhere = np.ones((1, self.reducer.grid.size))
-        count = self.reducer.sums(everywhere, slice(0, self.reducer.rows), weighted=False)
+        count = self.reducer.weights(slice(0, self.reducer.rows), weighted=False)
         points = count.sum(axis=0)[:, 0, 0].astype(np.int64)
         return {"n": np.zeros_like(points), "n_missing": points, "sum_w": np.zeros(len(points))}
 
@@ -207,6 +206,7 @@ class Group:
         self._local = [s for s in statistics if isinstance(s, Statistic) and s.scope == "point"]
         self._whole = [s for s in statistics if isinstance(s, Statistic) and s.scope == "field"]
         self._fields = [s for s in statistics if isinstance(s, FieldStatistic)]
+        self._ensemble = any(s.reads_ensemble for s in (*self._local, *self._whole))
         self._sums = _Sums(self._reducer, len(self._names), source.scorer.rows)
 
     def add(self, rows: slice) -> None:
@@ -254,7 +254,9 @@ class Group:
             ranks=self._scorer.ranks,
             kernel=self._scorer.kernel,
         )
-        finite = (np.isfinite(case.ensemble.error) | ~case.scored).all(axis=1)
+        if self._ensemble:
+            _ = case.ensemble
+        finite = (np.isfinite(case.error) | ~case.scored).all(axis=1)
         if not finite.all():
             raise ValueError(
                 f"{task.name} is not finite in channel {self._channels[int(np.argmin(finite))]!r} where the "
@@ -300,18 +302,25 @@ class _Sums:
         joint = len(case.channels) != self._channels
         scored = np.asarray(case.scored.all(axis=0, keepdims=True) if joint else case.scored)
         if base:
-            self._keep("sum_w", self._reducer.sums(scored, rows))
-            self._keep("n", self._reducer.sums(scored, rows, weighted=False))
-            self._keep("points", self._reducer.sums(np.ones(scored.shape), rows, weighted=False))
+            self._keep("sum_w", self._weights(scored, rows))
+            self._keep("n", self._weights(scored, rows, weighted=False))
+            self._keep("points", self._weights(np.ones_like(scored), rows, weighted=False))
         for statistic in statistics:
             valid = statistic.valid(case)
             mask = scored if valid is None else scored & valid
             if valid is not None:
                 self._masked.add(statistic.id)
             if valid is not None or self._shared:
-                self._keep(statistic.id + WEIGHT, self._reducer.sums(mask, rows))
+                self._keep(statistic.id + WEIGHT, self._weights(mask, rows))
             self._statistics[statistic.id] = statistic
             self._keep(statistic.id, self._mapped(statistic, case, mask, rows))
+
+    def _weights(self, mask: npt.NDArray[np.bool_], rows: slice, *, weighted: bool = True) -> Vector:
+        """(rows, R, C, 1) of the points in a mask."""
+        if not mask.all():
+            return self._reducer.sums(mask, rows, weighted=weighted)
+        ones = self._reducer.weights(rows, weighted=weighted)
+        return np.broadcast_to(ones, (*ones.shape[:2], len(mask), 1))
 
     def _mapped(self, statistic: Statistic, case: Case, mask: npt.NDArray[np.bool_], rows: slice) -> Vector:
         """(rows, R, C, K) of a statistic."""
@@ -323,6 +332,10 @@ class _Sums:
         elif isinstance(field, Products):
             products = [reducer.product_sums(v, rows, weighted=weighted) for v in field.vectors]
             sums = [p.reshape(*p.shape[:2], -1) for p in products]
+        elif isinstance(field, Fields):
+            whole = mask.all()
+            kept = (f if whole else np.where(mask, f, 0.0) for f in field.fields)
+            return np.concatenate([reducer.sums(f, rows, weighted=weighted) for f in kept], axis=-1)
         elif isinstance(field, list):
             sums = [self._sparse(f, m, rows) for f, m in zip(field, mask, strict=True)]
         else:

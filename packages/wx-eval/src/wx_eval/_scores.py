@@ -12,7 +12,7 @@ from ._anomaly import ACC, Activity, MSESkill
 from ._crps import CRPSPart, HersbachTerm, TwCRPS
 from ._event_scores import AUC, REV, RPS, Brier, Categorical, EventFrequencies
 from ._grid import Array
-from ._metrics import STANDARD_METRICS, Metric, RankHistogram
+from ._metrics import MSE, STANDARD_METRICS, Metric, RankHistogram
 from ._multivariate import EnergyScore, JointEnergyScore, VariogramScore
 from ._neighbourhood import FSS, PooledCRPS, UsefulFSS
 from ._quantiles import WIS, IntervalScore, QuantileScore
@@ -25,6 +25,7 @@ from ._wind import WindRMSE
 Average = Literal["starts", "weights"]
 KNOWN: tuple[type[Metric], ...] = (
     *dict.fromkeys(type(m) for m in STANDARD_METRICS),
+    MSE,
     RankHistogram,
     ACC,
     Activity,

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 from scipy import sparse
 
-from ._fields import States, channel_names, channel_units, seconds
+from ._choices import Calendar as Calendar
+from ._choices import Kernel as Kernel
+from ._fields import channel_names, channel_units, seconds
 from ._grid import Array, Vector
+from ._pieces import Store, Variable
 from ._protocols import History
 from ._seeps import millimetres
 
-Calendar = Literal["monthday", "doy"]
-Kernel = Literal["triangle", "flat"]
 Times = npt.NDArray[np.datetime64]
 Index = npt.NDArray[np.intp]
 
@@ -31,7 +32,11 @@ _WET = 2 / 3
 
 
 class Sweeps:
-    """Sweeps over a history; a slot is a day of the year from 0, a bin one of a leap or a common year."""
+    """Sweeps over a history; a slot is a day of the year from 0, a bin one of a leap or a common year.
+
+    One channel is worked on at a time where the source can tell channels apart, and as many of its hours and
+    rows as `memory_bytes` holds.
+    """
 
     def __init__(
         self, source: History, calendar: Calendar, window: sparse.csr_array, memory_bytes: int
@@ -50,9 +55,9 @@ class Sweeps:
         self.names = channel_names(first)
         self.units = dict(zip(self.names, channel_units(first) or ("",) * len(self.names), strict=True))
         self._kind = np.result_type(first.dtype, np.float32)
-        self._counts = np.zeros((len(hours), 2 * SLOTS))
-        np.add.at(self._counts, (self._hour[self._sample], self._bin), 1)
-        self._total = np.stack([window @ counts for counts in self._counts])
+        counts = np.zeros((len(hours), 2 * SLOTS))
+        np.add.at(counts, (self._hour[self._sample], self._bin), 1)
+        self._total = np.stack([window @ c for c in counts])
         if (self._total == 0).any():
             hour, day = np.argwhere(self._total == 0)[0]
             raise ValueError(
@@ -60,104 +65,162 @@ class Sweeps:
                 "year: widen window_days or give whole years"
             )
 
-    def moments(self) -> dict[str, Array]:
-        """Mean and std of every channel, (hour, day, N)."""
-        columns = int(np.prod(self.first.shape[1:]))
-        out = np.empty((2, len(self.hours), SLOTS, columns), self._kind)
-        # Half for the sums, the rest for a window's worth of temporaries and the states that are read.
-        step = max(1, self._memory // (4 * self._counts.size * 8))
-        for start in range(0, columns, step):
-            part = slice(start, start + step)
-            self._moments_of(part, out[..., part])
-        variables: dict[str, Array] = {}
-        for name, (mean, std) in zip(self.names, np.split(out, len(self.names), axis=-1), strict=True):
-            variables |= {name + SUFFIXES["mean"]: mean, name + SUFFIXES["std"]: std}
-        return variables
+    @property
+    def frame(self) -> xr.Dataset:
+        """Coordinates of all variables."""
+        axes = {"hour": self.hours, "dayofyear": np.arange(1, SLOTS + 1)}
+        return xr.Dataset(coords=axes).assign_coords({c: self.first[c] for c in ("latitude", "longitude")})
 
-    def _moments_of(self, part: slice, out: Array) -> None:
-        """Fill some columns from sums about the first state, which keep the digits of small deviations."""
-        zero = np.nan_to_num(self.first.values.reshape(-1)[part].astype(np.float64))
-        sums = np.zeros((2, *self._counts.shape, zero.size))
-        bins = np.split(self._bin, np.searchsorted(self._sample, np.arange(1, len(self._hour))))
-        for i, state in self._states(self._source):
-            away = state[part] - zero
-            square = away * away
-            for b in bins[i]:
-                sums[0, self._hour[i], b] += away
-                sums[1, self._hour[i], b] += square
-        for h, total in enumerate(self._total):
-            mean = (self._window @ sums[0, h]) / total[:, None]
-            variance = (self._window @ sums[1, h]) / total[:, None] - mean * mean
-            out[0, h] = mean + zero
-            out[1, h] = np.sqrt(np.maximum(variance, 0))
-
-    def order_statistics(
-        self, channel: str, quantiles: tuple[float, ...], dry_mm: float | None
-    ) -> dict[str, Array]:
-        """Quantiles (Q, hour, day, N) and SEEPS climatology (hour, day, N) of one channel."""
-        columns = int(np.prod(self.first.shape[2:]))
-        shape = (len(self.hours), SLOTS, columns)
-        out = {channel + QUANTILE: np.empty((len(quantiles), *shape), self._kind)} if quantiles else {}
-        edge = None
-        if dry_mm is not None:
-            edge = self._kind.type(dry_mm / millimetres(self.units[channel], channel))
-            out |= {channel + SUFFIXES[s]: np.empty(shape, self._kind) for s in SEEPS_FIELDS}
-        step = max(1, self._memory // (4 * len(self._hour) * self._kind.itemsize))
-        for start in range(0, columns, step):
-            part = slice(start, min(start + step, columns))
-            series = self._series(channel, part)
-            for h, d in np.ndindex(*shape[:2]):
-                values, weight = self._near(series, h, d)
-                place = (h, d, part)
-                if quantiles:
-                    out[channel + QUANTILE][(slice(None), *place)] = weighted_quantiles(
-                        values, weight, quantiles
-                    )
-                if edge is not None:
-                    fraction, threshold = _seeps_of(values, weight, edge)
-                    out[channel + SUFFIXES["seeps_dry_fraction"]][place] = fraction
-                    out[channel + SUFFIXES["seeps_threshold"]][place] = threshold
+    def variables(self, quantiles: tuple[float, ...], seeps: Mapping[str, float]) -> dict[str, Variable]:
+        """All arrays that `fill` writes."""
+        out = {}
+        for group in self._groups:
+            rows = self._cuts(len(group), self._moment_bytes)[0][1].stop
+            for name in group:
+                for suffix in (SUFFIXES["mean"], SUFFIXES["std"]):
+                    out[name + suffix] = self._variable(rows, self.units[name])
+        rows = self._cuts(1, self._series_bytes)[0][1].stop
+        for name in self.names:
+            if quantiles:
+                out[name + QUANTILE] = self._variable(rows, self.units[name], len(quantiles))
+            for statistic in SEEPS_FIELDS if name in seeps else ():
+                unit = "1" if statistic.endswith("fraction") else self.units[name]
+                out[name + SUFFIXES[statistic]] = self._variable(rows, unit)
         return out
 
-    def _series(self, channel: str, part: slice) -> Array:
-        """All states of some points of a channel (P, T)."""
-        source, where = self._source, self.names.index(channel)
-        if isinstance(source, States):
-            source, where = States(source.array.sel(channel=[channel])), 0
-        series = np.empty((part.stop - part.start, len(self._hour)), self._kind)
-        for i, state in self._states(source):
-            series[:, i] = state.reshape(-1, int(np.prod(self.first.shape[2:])))[where, part]
-        return series
+    def fill(self, store: Store, quantiles: tuple[float, ...], seeps: Mapping[str, float]) -> None:
+        """Write every variable, piece by piece."""
+        for group in self._groups:
+            for hours, rows in self._cuts(len(group), self._moment_bytes):
+                piece = f"moments {' '.join(group)} {hours} {rows.start}"
+                if not store.holds(piece):
+                    self._moments(store, group, hours, rows)
+                    store.finish(piece)
+        for name in self.names if quantiles else seeps:
+            for hours, rows in self._cuts(1, self._series_bytes):
+                piece = f"series {name} {hours} {rows.start}"
+                if not store.holds(piece):
+                    self._order_statistics(store, name, hours, rows, quantiles, seeps.get(name))
+                    store.finish(piece)
 
-    def _near(self, series_PT: Array, hour: int, day: int) -> tuple[Array, Vector]:
-        """States (P, S) in the window of a day and their weights (S,), those at its ends included."""
+    def _variable(self, rows: int, unit: str, quantiles: int = 0) -> Variable:
+        space = self.first.shape[2:]
+        lead, dims = ((quantiles,), ("quantile",)) if quantiles else ((), ())
+        return Variable(
+            dims=(*dims, "hour", "dayofyear", *map(str, self._dims[2:])),
+            shape=(*lead, len(self.hours), SLOTS, *space),
+            piece=(*lead, 1, SLOTS, rows, *space[1:]),
+            dtype=self._kind,
+            unit=unit,
+        )
+
+    @property
+    def _groups(self) -> list[tuple[str, ...]]:
+        """Channels that are read together."""
+        return [(n,) for n in self.names] if hasattr(self._source, "of_channels") else [self.names]
+
+    @property
+    def _moment_bytes(self) -> int:
+        # Half for the sums, the rest for a window's worth of temporaries and the states that are read.
+        return 4 * 2 * SLOTS * 8
+
+    @property
+    def _series_bytes(self) -> int:
+        return int(4 * -(-len(self._hour) // len(self.hours)) * self._kind.itemsize)
+
+    def _cuts(self, channels: int, numbers: int) -> list[tuple[tuple[int, ...], slice]]:
+        """Hours and rows that are worked on together, where a point takes so many bytes per hour."""
+        height, *rest = self.first.shape[2:]
+        row = channels * int(np.prod(rest)) * numbers
+        every = tuple(range(len(self.hours)))
+        groups = [every] if height * row * len(every) <= self._memory else [(h,) for h in every]
+        step = min(height, max(1, self._memory // (row * len(groups[0]))))
+        return [(g, slice(r, min(r + step, height))) for g in groups for r in range(0, height, step)]
+
+    def _moments(self, store: Store, group: tuple[str, ...], hours: tuple[int, ...], rows: slice) -> None:
+        """Write mean and std from sums about the first state, which keep the digits of small deviations."""
+        first = self.first.values[0, [self.names.index(n) for n in group]]
+        zero = np.nan_to_num(first[:, rows].astype(np.float64))
+        sums = np.zeros((2, len(hours), 2 * SLOTS, *zero.shape))
+        bins = np.split(self._bin, np.searchsorted(self._sample, np.arange(1, len(self._hour))))
+        for i, state in self._states(group, hours):
+            away = state[:, rows] - zero
+            square = away * away
+            place = hours.index(int(self._hour[i]))
+            for b in bins[i]:
+                sums[0, place, b] += away
+                sums[1, place, b] += square
+        for place, hour in enumerate(hours):
+            linear, squares = sums[:, place].reshape(2, 2 * SLOTS, -1)
+            total = self._total[hour][:, None]
+            mean = (self._window @ linear) / total
+            deviation = np.sqrt(np.maximum((self._window @ squares) / total - mean * mean, 0))
+            for suffix, found in ((SUFFIXES["mean"], mean + zero.ravel()), (SUFFIXES["std"], deviation)):
+                for k, name in enumerate(group):
+                    values = found.reshape(SLOTS, *zero.shape)[:, k].astype(self._kind)
+                    store.write(name + suffix, (hour, slice(None), rows), values)
+
+    def _order_statistics(
+        self,
+        store: Store,
+        channel: str,
+        hours: tuple[int, ...],
+        rows: slice,
+        quantiles: tuple[float, ...],
+        dry_mm: float | None,
+    ) -> None:
+        """Write quantiles and the climatology of SEEPS of one channel."""
+        kind = self._kind
+        edge = None if dry_mm is None else kind.type(dry_mm / millimetres(self.units[channel], channel))
+        space = self.first.shape[2:]
+        shape = (rows.stop - rows.start, *space[1:])
+        times = np.flatnonzero(np.isin(self._hour, hours))
+        series = np.empty((int(np.prod(shape)), len(times)), kind)
+        own = self._groups[0] == (self.names[0],)
+        where = 0 if own else self.names.index(channel)
+        for k, (_, state) in enumerate(self._states((channel,) if own else self.names, hours)):
+            series[:, k] = state[where, rows].reshape(-1)
+        column = np.zeros(len(self._hour), np.intp)
+        column[times] = np.arange(len(times))
+        for hour in hours:
+            levels = np.empty((len(quantiles), SLOTS, len(series)), kind)
+            dry, heavy = np.empty((2, SLOTS, len(series)), kind)
+            for day in range(SLOTS):
+                samples, weight = self._near(hour, day)
+                values = series[:, column[samples]]
+                if quantiles:
+                    levels[:, day] = weighted_quantiles(values, weight, quantiles)
+                if edge is not None:
+                    dry[day], heavy[day] = _seeps_of(values, weight, edge)
+            part = (hour, slice(None), rows)
+            if quantiles:
+                store.write(
+                    channel + QUANTILE, (slice(None), *part), levels.reshape(*levels.shape[:2], *shape)
+                )
+            if edge is not None:
+                for statistic, found in zip(SEEPS_FIELDS, (dry, heavy), strict=True):
+                    store.write(channel + SUFFIXES[statistic], part, found.reshape(SLOTS, *shape))
+
+    def _near(self, hour: int, day: int) -> tuple[Index, Vector]:
+        """States in the window of a day and their weights (S,), those at its ends included."""
         row = slice(self._window.indptr[day], self._window.indptr[day + 1])
         weights = np.full(2 * SLOTS, np.nan)
         weights[self._window.indices[row]] = self._window.data[row]
         keep = (self._hour[self._sample] == hour) & ~np.isnan(weights[self._bin])
-        return series_PT[:, self._sample[keep]], weights[self._bin[keep]]
+        return self._sample[keep], weights[self._bin[keep]]
 
-    def _states(self, source: History) -> Iterator[tuple[int, Array]]:
-        """Every state in order of time, flat."""
-        size = max(1, self._memory // (4 * max(self.first.nbytes, 1)))
-        for start in range(0, len(self._hour), size):
-            read = source.read(source.times[start : start + size]).transpose(*self._dims).values
-            for i, state in enumerate(read, start=start):
-                yield i, state.reshape(-1)
-
-    def dataset(self, variables: Mapping[str, Array], quantiles: Sequence[float]) -> xr.Dataset:
-        """All fields with their coordinates."""
-        space = self._dims[2:]
-        sizes = self.first.shape[2:]
-        out = {}
-        for name, array in variables.items():
-            dims = ("quantile",) * (array.ndim == 4) + ("hour", "dayofyear", *space)
-            owner = next(c for c in self.names if name.removeprefix(c) in (*SUFFIXES.values(), QUANTILE))
-            unit = "1" if name.endswith("fraction") else self.units[owner]
-            out[name] = (dims, array.reshape(*array.shape[:-1], *sizes), {"units": unit} if unit else {})
-        axes = {"hour": self.hours, "dayofyear": np.arange(1, SLOTS + 1)}
-        axes |= {"quantile": np.array(quantiles)} if quantiles else {}
-        return xr.Dataset(out, axes).assign_coords({c: self.first[c] for c in ("latitude", "longitude")})
+    def _states(self, channels: tuple[str, ...], hours: tuple[int, ...]) -> Iterator[tuple[int, Array]]:
+        """Every state (C, *space) at some hours of the day, in order of time."""
+        source: Any = self._source
+        if channels != self.names:
+            source = source.of_channels(channels)
+        times = np.flatnonzero(np.isin(self._hour, hours))
+        share = max(self.first.nbytes * len(channels) // len(self.names), 1)
+        size = max(1, self._memory // (4 * share))
+        for start in range(0, len(times), size):
+            part = times[start : start + size]
+            read = source.read(source.times[part]).transpose(*self._dims).values
+            yield from zip(part.tolist(), read, strict=True)
 
 
 def weighted_quantiles(values_PS: Array, weight: Vector, probabilities: Sequence[float]) -> Vector:

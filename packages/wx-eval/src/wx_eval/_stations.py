@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
@@ -201,7 +202,7 @@ class StationReports:
         tie: which of two reports as near, one before and one after, is nearest.
         climate: check against a climatology.
         within: ((south, north), (west, east)) in degrees, edges included; stations outside are left out.
-        exclude: stations that are left out.
+        exclude: stations of the table that are left out.
         days: how many are read at a time.
 
     Attributes:
@@ -210,8 +211,8 @@ class StationReports:
         elevation: m, NaN where unknown.
 
     Raises:
-        ValueError: for columns that are not there, times that do not increase, or stations without one
-            position.
+        ValueError: for columns or excluded stations that are not there, times that do not increase, or
+            stations without one position.
     """
 
     path: str | PathLike[str]
@@ -315,16 +316,38 @@ class StationReports:
         check against a climatology depends on the valid time and comes later.
         """
         rows = []
-        totals: dict[str, dict[str, int]] = {v.channel: dict.fromkeys(_FATES, 0) for v in self.variables}
+        totals: dict[str, dict[str, int]] = {v.channel: dict.fromkeys(FATES, 0) for v in self.variables}
         for cut in self._cuts():
             table = self._table(*cut)
             for variable in self.variables:
-                fate = self._control(table, variable)[1]
-                for number, label in enumerate(_FATES):
+                fate = self.control(table, variable)[1]
+                for number, label in enumerate(FATES):
                     totals[variable.channel][label] += int((fate == number).sum())
         for channel, found in totals.items():
             rows.append({"channel": channel, "reports": sum(found.values()), **found})
         return pa.Table.from_pylist(rows)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Reports of the period as they are, a few days at a time."""
+        for cut in self._cuts():
+            yield self._table(*cut)
+
+    def raw(self, table: pa.Table, variable: Observed) -> Vector:
+        """Values of a variable in a table (R,), in its unit there, before any control."""
+        if not self.layout.long:
+            return _floats(table, variable.column)
+        other = table[self.layout.variable].to_numpy() != variable.column
+        return np.where(other, np.nan, _floats(table, self.layout.value))
+
+    def places(self) -> dict[str, list[Any]]:
+        """Every station, latitude, longitude and elevation that reports of the period give, as they are."""
+        place = self.layout
+        names = [place.station, place.latitude, place.longitude, *([place.elevation] * bool(place.elevation))]
+        table = self._data.to_table(columns=names, filter=self._between(*self._period))
+        found: dict[str, list[Any]] = table.group_by(names).aggregate([]).to_pydict()
+        keys = ("station", "latitude", "longitude", "elevation")
+        columns = {key: found[name] for key, name in zip(keys, names, strict=False)}
+        return {"elevation": [None] * len(columns["station"])} | columns
 
     def reported(self) -> Times:
         """Those of `times` with a report within `tolerance`, usable or not, of any station of the table."""
@@ -371,6 +394,7 @@ class StationReports:
         self._check_variables()
         table = self._data.to_table(columns=names, filter=self._between(*self._period))
         found = table.group_by(names).aggregate([]).to_pydict()
+        self._check_excluded(set(found[place.station]))
         kept = [i for i, s in enumerate(found[place.station]) if s not in set(self.exclude)]
         station = np.array([found[place.station][i] for i in kept], str)
         latitude, longitude, elevation = (
@@ -401,6 +425,19 @@ class StationReports:
             absent = [v.column for v in self.variables if v.column not in found]
             if absent:
                 raise ValueError(f"{self.path} has no variable {absent} in the period; it has {found}")
+
+    def _check_excluded(self, reporting: set[str]) -> None:
+        """Refuse names of stations that the whole table does not have; those of the period are known."""
+        absent = set(self.exclude) - reporting
+        if absent:
+            column = self.layout.station
+            held = set(pc.unique(self._data.to_table(columns=[column])[column]).to_pylist())
+            if absent - held:
+                close = get_close_matches(min(absent - held), sorted(map(str, held)), 3)
+                raise ValueError(
+                    f"exclude names {sorted(absent - held)}, which are no stations of {self.path}"
+                    + (f": did you mean {', '.join(close)}?" if close else "")
+                )
 
     def _inside(self, grid: Grid) -> npt.NDArray[np.bool_]:
         return np.ones(grid.size, bool) if self.within is None else box(grid, *self.within)
@@ -445,8 +482,8 @@ class StationReports:
         table = self._data.to_table(columns=self._columns, filter=self._between(first, stop))
         return table.filter(pc.is_in(table[self.layout.station].cast(pa.string()), wanted))
 
-    def _control(self, table: pa.Table, variable: Observed) -> tuple[Vector, npt.NDArray[np.intp]]:
-        """Values (R,), NaN where they are not usable, and the number of what became of each in `_FATES`."""
+    def control(self, table: pa.Table, variable: Observed) -> tuple[Vector, npt.NDArray[np.intp]]:
+        """Values (R,), NaN where they are not usable, and the number of what became of each in `FATES`."""
         place = self.layout
         if place.long:
             value_column, flag_column = place.value, place.flag
@@ -456,20 +493,20 @@ class StationReports:
             other = np.zeros(table.num_rows, bool)
         values = convert_units(_floats(table, value_column), variable.unit, variable.to or variable.unit)
         low, high = variable.bounds
-        fate = np.full(values.shape, _FATES.index("usable"))
+        fate = np.full(values.shape, FATES.index("usable"))
         if variable.component:
             direction = _floats(table, variable.direction)
-            fate[np.isnan(direction) & (values != 0)] = _FATES.index("no_direction")
-        fate[(values < low) | (values > high)] = _FATES.index("outside")
+            fate[np.isnan(direction) & (values != 0)] = FATES.index("no_direction")
+        fate[(values < low) | (values > high)] = FATES.index("outside")
         if flag_column and variable.reject:
             bad = pc.is_in(table[flag_column].cast(pa.string()), pa.array(variable.reject, pa.string()))
-            fate[bad.to_numpy()] = _FATES.index("flagged")
-        fate[~np.isfinite(values)] = _FATES.index("missing")
+            fate[bad.to_numpy()] = FATES.index("flagged")
+        fate[~np.isfinite(values)] = FATES.index("missing")
         fate[other] = -1
         if variable.component:
             turn = np.deg2rad(np.where(values == 0, 0.0, direction))
             values = -values * (np.sin(turn) if variable.component == "u" else np.cos(turn))
-        return np.where(fate == _FATES.index("usable"), values, np.nan), fate
+        return np.where(fate == FATES.index("usable"), values, np.nan), fate
 
     def _block(self, number: int) -> _Block:
         if number in self._blocks:
@@ -480,7 +517,7 @@ class StationReports:
         order = np.argsort(times, kind="stable")
         names = np.asarray(table[self.layout.station].to_numpy(), str)
         station = np.searchsorted(np.array(self.stations), names)
-        values = np.stack([self._control(table, v)[0] for v in self.variables])
+        values = np.stack([self.control(table, v)[0] for v in self.variables])
         self._blocks[number] = _Block(station[order].astype(np.intp), times[order], values[:, order])
         if len(self._blocks) > _BLOCKS:
             self._blocks.popitem(last=False)
@@ -522,7 +559,8 @@ class StationReports:
         return out
 
 
-_FATES = ("missing", "flagged", "outside", "no_direction", "usable")
+FATES = ("missing", "flagged", "outside", "no_direction", "usable")
+"""What becomes of the values of a variable."""
 
 
 def _mean(values: Vector, station: npt.NDArray[np.intp], late: npt.NDArray[np.int64], size: int) -> Vector:

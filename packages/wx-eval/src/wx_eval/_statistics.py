@@ -8,6 +8,7 @@ as a square root, is left to the metrics, which see means over init times too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,6 +31,17 @@ class Products:
     """
 
     vectors: Vector
+
+
+@dataclass(frozen=True)
+class Fields:
+    """K numbers per point that are made one after the other, so that only one of them is in memory.
+
+    Attributes:
+        fields: K arrays (C, N), finite.
+    """
+
+    fields: Iterable[Array]
 
 
 @dataclass(frozen=True)
@@ -60,11 +72,13 @@ class Statistic(ABC):
     vector: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
     """Whether it reads ranks from `Case.ensemble`."""
+    reads_ensemble: ClassVar[bool] = False
+    """Whether it reads `Case.ensemble`, which is then computed first and gives `Case.error` with it."""
 
     @property
     def id(self) -> str:
-        """Column name: the label and all parameters."""
-        settings = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self))
+        """Column name: the label and all parameters but fields with repr=False."""
+        settings = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in fields(self) if f.repr)
         return f"{self.label}({settings})" if settings else self.label
 
     @property
@@ -83,8 +97,11 @@ class Statistic(ABC):
         return None
 
     @abstractmethod
-    def map(self, case: Case) -> Array | list[sparse.csr_array] | Products | Ranks:
-        """(C, N) or (C, N, K), C sparse matrices (N, K), `Products` or `Ranks`. With `groups`, C is 1."""
+    def map(self, case: Case) -> Array | list[sparse.csr_array] | Fields | Products | Ranks:
+        """(C, N) or (C, N, K), C sparse matrices (N, K), `Fields`, `Products` or `Ranks`.
+
+        With `groups`, C is 1.
+        """
 
     def finish(self, mean_CRK: Vector, members: int) -> Vector:
         """What is kept, (C, R, K'), from the area means; the means themselves by default."""
@@ -164,11 +181,12 @@ class Variance(Statistic):
     """Variance over members with M - 1 in the denominator."""
 
     label: ClassVar[str] = "variance"
+    reads_ensemble: ClassVar[bool] = True
     minimum_members: ClassVar[int] = 2
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
-        return case.ensemble.variance.astype(np.float64)
+        return case.ensemble.variance
 
 
 @dataclass(frozen=True)
@@ -176,6 +194,7 @@ class VarianceOfMean(Statistic):
     """Variance / M: what sampling M members adds to the squared error of their mean."""
 
     label: ClassVar[str] = "variance_of_mean"
+    reads_ensemble: ClassVar[bool] = True
     minimum_members: ClassVar[int] = 2
 
     def map(self, case: Case) -> Array:
@@ -188,10 +207,11 @@ class MemberSkill(Statistic):
     """Mean over members of |member - truth|: the first term of the CRPS."""
 
     label: ClassVar[str] = "mae_members"
+    reads_ensemble: ClassVar[bool] = True
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
-        return case.ensemble.skill.astype(np.float64)
+        return case.ensemble.skill
 
 
 @dataclass(frozen=True)
@@ -199,6 +219,7 @@ class CrpsFair(Statistic):
     """CRPS whose expectation does not depend on M."""
 
     label: ClassVar[str] = "crps_fair"
+    reads_ensemble: ClassVar[bool] = True
     minimum_members: ClassVar[int] = 2
 
     def map(self, case: Case) -> Array:
@@ -211,6 +232,7 @@ class CrpsBiased(Statistic):
     """CRPS of the empirical distribution of the members."""
 
     label: ClassVar[str] = "crps_biased"
+    reads_ensemble: ClassVar[bool] = True
     minimum_members: ClassVar[int] = 2
 
     def map(self, case: Case) -> Array:
@@ -227,6 +249,7 @@ class RankCounts(Statistic):
     """
 
     label: ClassVar[str] = "rank_histogram"
+    reads_ensemble: ClassVar[bool] = True
     vector: ClassVar[bool] = True
     ranks: ClassVar[bool] = True
     ties: str = "share"

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from ._blocks import stored_pieces
-from ._fields import as_history, channel_names, forecast_chunks, seconds
+from ._fields import as_chunks, as_history, channel_names, seconds
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, great_circle_km, search_tree, unit_vectors
 from ._protocols import ForecastChunk, History
 from ._regrid import Axes, is_global
-from ._tracks import Track, TrackForecasts, _angle
+from ._tracks import Track, TrackForecasts, angle_between
 
 _KM_PER_DEGREE = EARTH_RADIUS_KM * np.pi / 180
 # A sea-level pressure below this is in hPa.
@@ -153,8 +153,8 @@ class Tracker:
             last, expected = _place(track.fixes[-1]), track.expected(time, times)
             reach = self.speed * float((time - times[track.steps[-1]]) / np.timedelta64(1, "s")) / 1000
             for k, place in enumerate(places):
-                if EARTH_RADIUS_KM * _angle(last, place) <= reach:
-                    options.append((float(_angle(expected, place)), t, k))
+                if EARTH_RADIUS_KM * angle_between(last, place) <= reach:
+                    options.append((float(angle_between(expected, place)), t, k))
         pairs: list[tuple[int, int]] = []
         for _, t, k in sorted(options):
             if all(t != other and k != taken for other, taken in pairs):
@@ -201,7 +201,10 @@ class Tracker:
 
 
 def track_forecasts(
-    forecast: xr.DataArray | Iterable[ForecastChunk], tracker: Tracker, *, axes: Axes | None = None
+    forecast: xr.DataArray | xr.Dataset | Iterable[ForecastChunk],
+    tracker: Tracker,
+    *,
+    axes: Axes | None = None,
 ) -> TrackForecasts:
     """Tracks of every start and member; only centres are kept of the fields.
 
@@ -216,7 +219,7 @@ def track_forecasts(
     fixes: dict[tuple[np.datetime64, int], dict[np.timedelta64, list[Fix]]] = {}
     leads: set[np.timedelta64] = set()
     sizes: set[int] = set()
-    for chunk in forecast_chunks(forecast) if isinstance(forecast, xr.DataArray) else forecast:
+    for chunk in as_chunks(forecast):
         init: np.datetime64 = chunk.init_time.astype("datetime64[s]")
         lead: np.timedelta64 = chunk.lead_time.astype("timedelta64[s]")
         stated = getattr(chunk, "latitude", None), getattr(chunk, "longitude", None)
@@ -250,7 +253,7 @@ def track_forecasts(
     )
 
 
-def track_history(history: xr.DataArray | History, tracker: Tracker) -> list[Track]:
+def track_history(history: xr.DataArray | xr.Dataset | History, tracker: Tracker) -> list[Track]:
     """Tracks of an analysis, for the case that there is no best track."""
     source = as_history(history, "history")
     found = []

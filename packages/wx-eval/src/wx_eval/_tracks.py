@@ -90,7 +90,7 @@ class Track:
         if stamps.size == 1 or stamps[left] == when:
             return np.asarray(place[left])
         share = (when - stamps[left]) / (stamps[left + 1] - stamps[left])
-        angle = _angle(place[left], place[left + 1])
+        angle = angle_between(place[left], place[left + 1])
         if angle < 1e-12:
             return np.asarray(place[left])
         ends = np.sin(np.array([1 - share, share]) * angle) / np.sin(angle)
@@ -371,7 +371,7 @@ def _struck(
     found = []
     for a, b in zip(corners, corners[1:] if len(corners) > 1 else corners, strict=False):
         middle = a + b
-        around = reach + _angle(a, b) / 2
+        around = reach + angle_between(a, b) / 2
         chord = 2 * np.sin(min(around, np.pi) / 2) * (1 + 1e-9)
         near = np.array(tree.query_ball_point(middle / np.linalg.norm(middle), chord), np.intp)
         found.append(near[_arc_angle(place[near], a, b) <= reach * (1 + 1e-12)])
@@ -380,7 +380,7 @@ def _struck(
 
 def _arc_angle(place: Vector, a: Vector, b: Vector) -> Vector:
     """Angle between points (N, 3) and the nearest point of the shorter arc from a to b."""
-    ends = np.asarray(np.minimum(_angle(place, a), _angle(place, b)), np.float64)
+    ends = np.asarray(np.minimum(angle_between(place, a), angle_between(place, b)), np.float64)
     pole = np.cross(a, b)
     length = np.linalg.norm(pole)
     if length < 1e-12:
@@ -391,7 +391,7 @@ def _arc_angle(place: Vector, a: Vector, b: Vector) -> Vector:
     return np.asarray(np.where(beside, beyond, ends))
 
 
-def _angle(a: Vector, b: Vector) -> Any:
+def angle_between(a: Vector, b: Vector) -> Any:
     """Angle between unit vectors (..., 3); exact for small ones."""
     return 2 * np.arctan2(np.linalg.norm(a - b, axis=-1), np.linalg.norm(a + b, axis=-1))
 

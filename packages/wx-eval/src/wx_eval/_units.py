@@ -70,6 +70,11 @@ def unit_kind(unit: str) -> str | None:
     return None if law is None else law[0]
 
 
+def units_of_kind(kind: str) -> tuple[str, ...]:
+    """Units that measure the same, such as "Pa" and "hPa" of "pressure"."""
+    return tuple(_UNITS.get(kind, {}))
+
+
 def _law(unit: str) -> tuple[str, float, float] | None:
     """Kind of a unit, its factor and its offset."""
     spelled = next((name for name, others in _SPELLINGS.items() if unit.strip() in others), unit)

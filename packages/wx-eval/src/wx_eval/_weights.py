@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from ._choices import Weights as Weights
 from ._grid import Grid, Vector, digest
-
-Weights = Literal["cell", "cell-wb2", "cell-wbx", "cos", "gauss", "equal"]
 
 
 class PointWeights(Protocol):
@@ -58,7 +57,7 @@ def cell_weights(latitude: npt.ArrayLike, kind: Weights = "cell") -> Vector:
     elif kind in ("cell", "cell-wb2", "cell-wbx"):
         if kind == "cell":
             _check_global(lat)
-        weights = np.abs(np.diff(np.sin(np.deg2rad(_bounds(lat, half_step=kind == "cell-wbx")))))
+        weights = np.abs(np.diff(np.sin(np.deg2rad(row_bounds(lat, half_step=kind == "cell-wbx")))))
     elif kind == "gauss":
         weights = _gauss(lat)
     elif kind == "equal":
@@ -104,7 +103,7 @@ def point_areas(grid: Grid) -> Vector:
     return np.repeat(cell_weights(grid.axes[0], "cell-wbx"), grid.shape[1])
 
 
-def _bounds(lat: Vector, *, half_step: bool) -> Vector:
+def row_bounds(lat: Vector, *, half_step: bool) -> Vector:
     """Edges of the rows (H + 1,)."""
     inner = (lat[:-1] + lat[1:]) / 2
     if half_step:
