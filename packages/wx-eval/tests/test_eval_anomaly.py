@@ -152,7 +152,7 @@ def test_what_a_climatology_must_match() -> None:
             return super().at(statistic, valid_time).isel(channel=[1, 2])
 
     for climate, message in (
-        (None, "give evaluate a climatology"),
+        (None, "give a climatology"),
         (Flipped(), "reverse one of them: climatology.isel"),
         (Feet(), "'feet' in the climatology"),
         (OnlyWind(), r"has no mean of the channels \['z500'\]"),
@@ -245,3 +245,14 @@ def test_wind_of_two_units_is_refused() -> None:
         WindRMSE(root="before")
     with pytest.raises(ValueError, match='debiased needs root="after"'):
         RMSE(debiased=True, root="each")
+
+
+def test_a_region_of_one_point_has_no_correlation_over_its_area() -> None:
+    forecast, truth = case(inits=1)
+    masks = {}
+    for k in range(LON.size):
+        masks[f"point {k}"] = np.zeros((LAT.size, LON.size), bool)
+        masks[f"point {k}"][2, k] = True
+    found = scores(evaluate(forecast, truth, model="a", metrics=KINDS, regions=masks, climatology=Ramp()))
+    assert np.isnan(found["acc_wmo"]).all()
+    np.testing.assert_allclose(abs(found["acc_wb2"]), 1, rtol=1e-12)

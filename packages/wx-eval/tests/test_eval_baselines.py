@@ -6,6 +6,7 @@ import xarray as xr
 
 from wx_eval import climatology, evaluate, persistence, scores
 from wx_eval._baselines import same_season
+from wx_eval._fields import States
 
 HOUR, DAY = np.timedelta64(1, "h"), np.timedelta64(1, "D")
 
@@ -82,3 +83,27 @@ def test_climatology_of_independent_states_is_calibrated() -> None:
         1 / np.sqrt(np.pi), abs=0.03
     )
     assert float(got["spread_skill_fortin"].sel(region="global").squeeze()) == pytest.approx(1, abs=0.05)
+
+
+def test_kept_states_are_bounded_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = history()
+    starts, leads = np.datetime64("2015-03-01") + DAY * np.arange(6), DAY * np.arange(1, 4)
+
+    class Counting(States):
+        reads = 0
+
+        def read(self, times: np.ndarray, /) -> xr.DataArray:
+            Counting.reads += 1
+            return super().read(times)
+
+    def reads(kept_bytes: int) -> int:
+        monkeypatch.setattr("wx_eval._baselines._KEPT_BYTES", kept_bytes)
+        Counting.reads = 0
+        made = [c.values for c in climatology(Counting(states), starts, leads, members=4)]
+        assert len(made) == 18
+        return Counting.reads
+
+    one = 4 * states[0].nbytes
+    assert reads(0) == 18
+    assert reads(one) == 18
+    assert reads(3 * one) == 8

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wx_eval import CRPS, PRESETS, RMSE, Records, climatology, compare, evaluate
+from wx_eval import CRPS, PRESETS, RMSE, DayClimatology, Records, climatology, compare, evaluate
 from wx_eval._choices import PresetName
 from wx_eval._cli import _COMMANDS, main
 from wx_eval._commands import COMMANDS
 from wx_eval._config import RunSettings, chosen_inits, metric
 from wx_eval._event_scores import Brier
+from wx_eval._job import Job
+from wx_eval._open import Truth, open_source
 from wx_eval._quantiles import WIS
 from wx_eval._texts import durations, members
 
@@ -103,7 +105,7 @@ def test_run_equals_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert got.runs["ens"][0]["wx_eval"] == version("wx-eval")
     assert not (folder / "ens.parquet.parts").exists()
     out, err = capsys.readouterr()
-    assert "36 rows of 6 starts, 1 channels, 3 lead times" in out
+    assert "36 rows of 6 starts, 3 lead times, channels t850" in out
     assert "ens: 6 of 6 starts" in err
     assert "\r" not in err
 
@@ -280,7 +282,7 @@ def test_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "example configuration" in capsys.readouterr().out
 
 
-HEAVY = ("numpy", "xarray", "pandas", "scipy", "pyarrow")
+HEAVY = ("numpy", "xarray", "pandas", "scipy", "pyarrow", "importlib.metadata")
 
 
 @pytest.mark.parametrize(
@@ -494,6 +496,67 @@ def test_a_missing_truth_is_refused_before_any_work(folder: Path, capsys: pytest
     np.testing.assert_array_equal(rows["n"].T > 0, valid <= START + 4 * DAY)
 
 
+@pytest.fixture(scope="module")
+def normal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A climatology of the truth: mean, standard deviation and one quantile."""
+    path = tmp_path_factory.mktemp("climatology") / "normal.nc"
+    states = Truth(open_source(truth(), "truth", truth=True))
+    built = DayClimatology.build(states, quantiles=[0.9], window_days=160, name="normal")
+    built.dataset.to_netcdf(path, engine="h5netcdf")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("metric_text", "message"),
+    [
+        ("Brier(threshold='x')", "metric brier_fair(>x): a climatology has no statistic 'x': choose among"),
+        (
+            "Brier(threshold='quantile(0.5)')",
+            "metric brier_fair(>quantile(0.5)): the quantiles of 'normal' are [0.9], not 0.5",
+        ),
+        ("FSS(threshold='quantile(0.2)',window=3)", "the quantiles of 'normal' are [0.9], not 0.2"),
+        ("TwCRPS(lower='quantile(0.1)')", "the quantiles of 'normal' are [0.9], not 0.1"),
+        ("RPS(thresholds=['mean','y'])", "a climatology has no statistic 'y'"),
+        (
+            "SEEPS(channels=['t850'],hours=24)",
+            "climatology 'normal' holds no seeps_dry_fraction of any channel",
+        ),
+        ("Brier(threshold='quantile(0.9)')", ""),
+        ("ACC(kind='wb2')", ""),
+    ],
+)
+def test_a_climatology_without_what_a_metric_reads_is_refused_before_any_work(
+    folder: Path,
+    normal: Path,
+    metric_text: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of the forecast is read: the field that is absent is named by the metric that asks for it."""
+    monkeypatch.setattr(Job, "records", lambda *_: pytest.fail("work was done"))
+    options = ["--metric", metric_text, "--quiet", "-o", folder / "x.parquet"]
+    if not message:
+        with pytest.raises(pytest.fail.Exception):
+            wx_eval("run", folder / "run.toml", *options, "--climatology", normal)
+        return
+    assert wx_eval("run", folder / "run.toml", *options, "--climatology", normal) == 1
+    assert message in capsys.readouterr().err
+    assert wx_eval("run", folder / "run.toml", *options) == 1
+    assert "(--climatology)" in capsys.readouterr().err
+
+
+def test_a_climatology_without_a_name_says_how_to_give_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    days = {"hour": [0], "dayofyear": np.arange(1, 367), "latitude": LAT, "longitude": LON}
+    field = (tuple(days), np.zeros((1, 366, LAT.size, LON.size), np.float32))
+    xr.Dataset({"t850": field}, days).to_netcdf(folder / "bare.nc", engine="h5netcdf")
+    assert wx_eval("run", folder / "run.toml", "--climatology", folder / "bare.nc") == 1
+    message = "bare.nc: the climatology states no name: give it, such as name = 'ERA5 1990-2019'"
+    assert message in capsys.readouterr().err
+
+
 def test_merge_compare_scorecard_report_info(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     worse = written(
         folder, "worse", lambda f: f.assign(temperature=(f["temperature"] + 3).assign_attrs(units="K"))
@@ -679,8 +742,12 @@ def test_a_climatology_as_the_forecast(folder: Path) -> None:
     rows = found.to_xarray().isel(model=0, channel=0, region=0)
     for i in range(6):
         for k in range(3):
-            centres = [np.datetime64(f"{year}-01-01") + i + 1 + k for year in range(2015, 2022)]
-            near = [t for t, d in enumerate(days) if min(abs(d - c) for c in centres) <= np.timedelta64(15)]
+            centres = [
+                np.datetime64(f"{year}-01-01") + np.timedelta64(i + 1 + k, "D") for year in range(2015, 2022)
+            ]
+            near = [
+                t for t, d in enumerate(days) if min(abs(d - c) for c in centres) <= np.timedelta64(15, "D")
+            ]
             near = [t for t in near if days[t] <= np.datetime64("2019-12-15")]
             x = states[[near[int((m + 0.5) * len(near) / 6)] for m in range(6)]].astype(np.float64)
             y = reference[i + 1 + k]
@@ -819,7 +886,7 @@ def test_a_climatology_from_files_serves_a_run(tmp_path: Path) -> None:
     got = Records.from_parquet(tmp_path / "ens.parquet")
     assert got.conventions.climatology == "two years"
     [square] = [s for s in got.statistics if s.startswith("anomaly_square") and "truth" in s]
-    with xr.open_dataset(tmp_path / "clim.nc", engine="h5netcdf") as clim:
+    with xr.open_dataset(tmp_path / "clim.nc", engine="h5netcdf", decode_timedelta=True) as clim:
         normal = clim["t850"].sel(hour=0, dayofyear=2).transpose("latitude", "longitude").values
     anomaly = truth()["temperature"].sel(time=START + DAY).values.astype(np.float64) - normal
     from wx_eval import cell_weights

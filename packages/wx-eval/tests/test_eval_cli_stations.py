@@ -159,7 +159,7 @@ def kept(folder: Path, name: str = "ens.parquet") -> Records:
 
 def test_a_run_equals_the_functions(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wx_eval("run", folder / "run.toml") == 0
-    assert "40 rows of 5 starts, 2 channels, 2 lead times" in capsys.readouterr().out
+    assert "40 rows of 5 starts, 2 lead times, channels 10m_wind_speed, t2m" in capsys.readouterr().out
     got = kept(folder)
     xr.testing.assert_equal(numbers(got), numbers(expected(folder)))
     # The same grid with longitudes that do not increase.

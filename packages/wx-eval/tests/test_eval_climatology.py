@@ -234,7 +234,7 @@ def test_a_dataset_in_the_layout_of_weatherbench_2() -> None:
         )
         expected = dataset["temperature_std"].sel(hour=12, dayofyear=day, level=850)
         np.testing.assert_array_equal(found.at("std", np.datetime64(when))[0], expected.T)
-    with pytest.raises(ValueError, match="no attribute 'name'"):
+    with pytest.raises(ValueError, match="states no name: give it, such as name = 'ERA5 1990-2019'"):
         DayClimatology.open(dataset, calendar="doy")
     with pytest.raises(ValueError, match="no variables"):
         DayClimatology.open(dataset, name="x", calendar="doy", channels={"z500": "geopotential"})
@@ -431,3 +431,14 @@ def test_a_killed_build_leaves_nothing_that_looks_whole_and_goes_on(name: str, t
     other = DayClimatology.build(again, window_days=9, memory_bytes=1 << 20, path=path)
     right = DayClimatology.build(again, window_days=9)
     np.testing.assert_array_equal(other.dataset["x"].values, right.dataset["x"].values)
+
+
+def test_quantiles_kept_in_float32_are_found_and_near_ones_are_not() -> None:
+    levels = (0.0001, 0.1, 0.9999)
+    built = DayClimatology.build(history(hours=24), window_days=4, quantiles=levels)
+    single = built.dataset.assign_coords(quantile=built.dataset["quantile"].astype("f4"))
+    again, when = DayClimatology.open(single), np.datetime64("2011-05-06")
+    for p in levels:
+        xr.testing.assert_identical(again.at(f"quantile({p})", when), built.at(f"quantile({p})", when))
+    with pytest.raises(ValueError, match=r"not 0\.00011"):
+        again.at("quantile(0.00011)", when)

@@ -444,3 +444,68 @@ def test_intervals_of_scores_are_those_of_their_series() -> None:
     assert np.isnan(got["rmse_low"].isel(lead_time=1)).all()
     assert got["rmse"].attrs == {"goal": "low", "unit": "channel", "method": "iid", "level": 0.9}
     assert got["rmse"].dims == ("model", "channel", "region", "lead_time")
+
+
+def test_scores_that_differ_by_rounding_alone_are_equal() -> None:
+    # The members in another order, say: always a little lower, which a test of the bits would find.
+    b = 5 + series(1)
+    a, b = (make(m, {("z500", "nh", 1): {"crps_fair": x}}) for m, x in (("a", np.nextafter(b, 0)), ("b", b)))
+    for choices in ({}, {"method": "bootstrap", "seed": 1, "resamples": 100}):
+        got = compare(a, b, **choices)  # type: ignore[arg-type]
+        [cell] = got.cells
+        assert cell.score_a < cell.score_b
+        assert (cell.difference, cell.skill, cell.p_value, cell.p_ewc_ar1) == (0, 0, 1, 1)
+        assert "constant difference" in cell.notes
+        assert got.count()["better"] == 0
+    # A difference that does not vary but for rounding is one all the same.
+    c = make("c", {("z500", "nh", 1): {"crps_fair": 5 + series(1) - 0.1}})
+    [cell] = compare(c, b).cells
+    assert cell.difference == pytest.approx(-0.1)
+    assert (cell.p_value, cell.stderr) == (0.5**59, 0)
+
+
+def test_a_perfect_baseline_is_infinitely_far_and_equals_are_not() -> None:
+    keys = [("z500", "nh", 1), ("z500", "sh", 1)]
+    nothing = np.zeros(60)
+    a = make("a", {keys[0]: {"mse_mean": series(1)}, keys[1]: {"mse_mean": nothing}})
+    b = make("b", {key: {"mse_mean": nothing} for key in keys})
+    worse, same = compare(a, b, "rmse").cells
+    assert worse.significant
+    assert worse.skill == -np.inf
+    assert (same.skill, same.p_value) == (0, 1)
+
+
+@pytest.mark.parametrize("length", [3, 12, 60])
+def test_the_bootstrap_says_what_limits_trust(length: int) -> None:
+    step = np.where(np.arange(length) == length - 1, 5, 0) * DAY
+    a, b = (make(m, {("z500", "nh", 1): {"crps_fair": series(k, length)}}) for k, m in enumerate("ab"))
+    irregular = []
+    for r in (a, b):
+        k = r.table.column_names.index("init_time")
+        times = pa.array(r.table["init_time"].to_numpy() + step, r.table.schema.field("init_time").type)
+        irregular.append(replace(r, table=r.table.set_column(k, r.table.schema.field("init_time"), times)))
+    few = ("few starts",) * (length < 30)
+    for records, uneven in (((a, b), ()), (irregular, ("irregular spacing",))):
+        [cell] = compare(*records, method="bootstrap", seed=2, resamples=100).cells
+        assert set(cell.notes) - {"few effective starts"} == {*few, *uneven}
+        assert cell.p_value >= 0.5 ** (length - 1)
+
+
+def test_too_few_resamples_for_the_tests_are_told() -> None:
+    cells = {(f"c{k:02}", "nh", 1): {"crps_fair": series(k)} for k in range(30)}
+    a = make("a", cells)
+    b = make("b", {key: {"crps_fair": x["crps_fair"] + 1 + 0.1 * series(99)} for key, x in cells.items()})
+    for resamples, coarse in ((500, True), (598, True), (600, False)):
+        card = compare(a, b, method="bootstrap", seed=1, resamples=resamples)
+        assert card.coarse is coarse
+        # A cell alone at the smallest p-value there is.
+        assert (30 / (1 + resamples) >= 0.05) is coarse
+    assert not compare(a, b).coarse
+    assert not compare(a, b, method="bootstrap", seed=1, resamples=100, correction="none").coarse
+
+
+def test_levels_are_in_the_order_of_their_numbers() -> None:
+    names = ["z1000", "z50", "t2m", "z500", "10u", "q700", "t850"]
+    a, b = (make(m, {(c, "nh", 1): {"crps_fair": series(k)} for c in names}) for k, m in enumerate("ab"))
+    got = [cell.channel for cell in compare(a, b).cells]
+    assert got == ["10u", "q700", "t2m", "t850", "z50", "z500", "z1000"]

@@ -231,7 +231,7 @@ def test_a_latitude_beyond_the_pole_and_stations_outside_a_regional_grid(
     folder, table = files
     table = {name: column.copy() for name, column in table.items()}
     table["latitude"][table["stationName"] == "S011"] = 120
-    part = xr.open_dataset(folder / "ens.nc").sel(latitude=slice(90, 0))
+    part = xr.open_dataset(folder / "ens.nc", decode_timedelta=True).sel(latitude=slice(90, 0))
     part.to_netcdf(tmp_path / "ens.nc", engine="h5netcdf")
     pq.write_table(pa.table(table), tmp_path / "r.parquet")
     assert main(["doctor", str(tmp_path / "ens.nc"), "--stations", str(tmp_path / "r.parquet")]) == 1

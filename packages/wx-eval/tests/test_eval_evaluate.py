@@ -1,6 +1,8 @@
 """From fields to records: alignment, invariance, refusals and real members."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -352,3 +354,117 @@ def test_real_exchangeable_members_have_flat_ranks_and_the_exact_scores(real_mem
     assert means["crps_fair"] == pytest.approx(gini / 2, rel=2e-7)
     assert means["variance"] == pytest.approx(variance, rel=2e-7)
     assert means["mse_mean"] == pytest.approx(variance * members / (members - 1), rel=2e-7)
+
+
+def one_chunk(**changes: object) -> Chunk:
+    """The first chunk of the forecast, in memory."""
+    chunk = next(iter(as_chunks(make_forecast())))
+    return replace(chunk, **({"values": np.asarray(chunk.values)} | changes))  # type: ignore[arg-type]
+
+
+def test_a_forecast_without_truth_has_rows_for_combined_channels_too(truth: xr.DataArray) -> None:
+    wind = truth.assign_coords(channel=["u", "v"], units=("channel", ["m s-1", "m s-1"]))
+    metrics = [wx_eval.WindRMSE(), wx_eval.JointEnergyScore(("v", "u")), wx_eval.RMSE()]
+    late = START + 1000 * HOUR
+    chunks = [one_chunk(channels=("u", "v"), units=None, init_time=t) for t in (START, late)]
+    rows = evaluate(chunks, wind, model="a", metrics=metrics, missing_truth="drop")
+    found = scores(rows)
+    assert found["channel"].values.tolist() == ["u", "u+v", "v", "v+u"]
+    assert (found["n_starts"] == 1).all()
+    assert (found["n_dropped"] == 1).all()
+    single = [replace(c, values=c.values[:1]) for c in chunks]
+    assert "v+u" not in evaluate(single, wind, model="a", metrics=metrics, missing_truth="drop").channels
+
+
+def test_masked_values_are_missing_values_in_memory_and_in_files(truth: xr.DataArray) -> None:
+    values = np.ma.array(one_chunk().values, mask=False)
+    plain = evaluate([one_chunk()], truth, model="a")
+    assert evaluate([one_chunk(values=values)], truth, model="a") == plain
+    values[2, 1, 3, 4] = np.ma.masked
+
+    class Stored:
+        shape, dtype = values.shape, values.dtype
+
+        def __getitem__(self, index: object) -> np.ndarray:
+            return values[index]  # type: ignore[no-any-return]
+
+    for kept in (values, Stored()):
+        with pytest.raises(ValueError, match="not finite in channel 'tp'"):
+            evaluate([one_chunk(values=kept)], truth, model="a")
+
+
+def test_times_of_python_and_pandas_are_times_and_plain_numbers_are_not(truth: xr.DataArray) -> None:
+    expected = evaluate([one_chunk()], truth, model="a")
+    start, lead = datetime(2020, 2, 27), timedelta(hours=12)
+    assert evaluate([one_chunk(init_time=start, lead_time=lead)], truth, model="a") == expected
+    pandas = pytest.importorskip("pandas", reason="comes with xarray")
+    start, lead = pandas.Timestamp(start), pandas.Timedelta(lead)
+    assert evaluate([one_chunk(init_time=start, lead_time=lead)], truth, model="a") == expected
+    with pytest.raises(TypeError, match="durations timedelta64, got 12"):
+        evaluate([one_chunk(lead_time=12)], truth, model="a", missing_truth="drop")
+    for wrong in ({"init_time": np.datetime64("NaT")}, {"lead_time": START}, {"init_time": 12 * HOUR}):
+        with pytest.raises(ValueError, match="needs an init time and a lead time"):
+            evaluate([one_chunk(**wrong)], truth, model="a", missing_truth="drop")
+
+
+def test_an_infinite_truth_is_named_as_such(truth: xr.DataArray) -> None:
+    hot = truth.copy()
+    hot[1, 1, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="the truth at 2020-02-27T12:00:00 is infinite in channel 'tp'"):
+        evaluate([one_chunk()], hot, model="a")
+
+
+def test_a_region_without_weight_is_refused(truth: xr.DataArray) -> None:
+    pole = np.zeros((LAT.size, LON.size), bool)
+    pole[0] = True
+    with pytest.raises(ValueError, match=r"regions \['pole'\] have weight 0 \(cos\)"):
+        evaluate([one_chunk()], truth, model="a", weights="cos", regions={"pole": pole, "all": pole | True})
+
+
+@pytest.mark.parametrize("kind", ["i2", ">i2", "f2", ">f4", ">f8", "i8"])
+def test_any_type_of_numbers_gives_the_scores_of_float64(truth: xr.DataArray, kind: str) -> None:
+    metrics = [*METRICS, wx_eval.QuantileScore(0.2), wx_eval.EnergyScore(), wx_eval.WIS(), wx_eval.Brier(3.0)]
+    rng = np.random.default_rng(5)
+    whole = truth.copy(data=rng.integers(-9, 9, truth.shape).astype("f8"))
+    values = rng.integers(-9, 9, (4, 2, LAT.size, LON.size)).astype("f8")
+    expected = scores(evaluate([one_chunk(values=values)], whole, model="a", metrics=metrics))
+    same = one_chunk(values=values.astype(kind))
+    got = scores(evaluate([same], whole.astype(kind), model="a", metrics=metrics))
+    xr.testing.assert_allclose(got, expected, rtol=3e-6)
+
+
+@dataclass(frozen=True)
+class Sum(wx_eval.Metric):
+    """Two statistics and no value."""
+
+    name = "sum"
+    statistics = (*wx_eval.RMSE().statistics, *wx_eval.Bias().statistics)
+
+
+@dataclass(frozen=True)
+class Only(wx_eval.Metric):
+    """One statistic."""
+
+    name = "only"
+    statistics = wx_eval.Bias().statistics
+
+
+def test_a_metric_is_by_default_the_mean_of_its_only_statistic(truth: xr.DataArray) -> None:
+    rows = evaluate([one_chunk()], truth, model="a", metrics=[Only(), Sum(), wx_eval.Bias()])
+    found = scores(rows, [Only(), wx_eval.Bias()])
+    np.testing.assert_array_equal(found["only"], found["bias"])
+    with pytest.raises(TypeError, match="Sum has 2 statistics: define its value"):
+        scores(rows, [Sum()])
+
+
+def test_many_chunks_have_the_records_of_few(truth: xr.DataArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = list(as_chunks(make_forecast()))
+    chunks[5] = replace(chunks[5], values=chunks[5].values[:1])
+    expected = evaluate(chunks, truth, model="a", metrics=METRICS)
+    for size in (1, 5, 12):
+        monkeypatch.setattr("wx_eval._evaluate._TABLES", size)
+        evaluation = wx_eval.Evaluation(truth, model="a", metrics=METRICS)
+        for chunk in chunks:
+            evaluation.add(chunk)
+            evaluation.records()
+        assert evaluation.records() == expected

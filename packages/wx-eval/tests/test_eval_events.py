@@ -14,7 +14,7 @@ from wx_eval._case import Case
 from wx_eval._crps import HersbachTerm, TwCRPS
 from wx_eval._curves import roc_curve, value_curve
 from wx_eval._event_scores import AUC, COST_LOSS, REV, RPS, Brier, Categorical, EventFrequencies
-from wx_eval._events import EventOutcomes, EventSquareError, EventVariance
+from wx_eval._events import Contingency, EventOutcomes, EventSquareError, EventVariance
 from wx_eval._grid import Grid
 from wx_eval._metrics import Metric, linearised
 from wx_eval._reliability import BrierTerm, RankUniformity
@@ -291,7 +291,7 @@ def test_a_threshold_of_climatology_is_taken_at_the_valid_time_and_masks_where_i
     np.testing.assert_allclose(got.sel(region="global"), xr.concat(expected, "t").mean("t"), rtol=1e-13)
     assert got.sel(region="antarctic").isnull().all()
     assert records.conventions.climatology == "made up"
-    with pytest.raises(ValueError, match="give evaluate a climatology"):
+    with pytest.raises(ValueError, match="give a climatology"):
         evaluate(chunks, truth, model="a", metrics=[metric])
 
 
@@ -453,3 +453,28 @@ def test_fair_scores_of_real_exchangeable_members_are_their_variances(real_membe
 def test_bad_settings_are_refused(make: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("truth", [0.0, 3.0])
+@pytest.mark.parametrize("decision", ["best", "cost_loss", 0.5])
+def test_an_event_that_never_or_always_happens_has_no_value(truth: float, decision: float | str) -> None:
+    still = make_truth()
+    chunks = make_forecast(still)
+    still[:] = truth
+    metric = REV(2.0, cost_loss=0.2, decision=decision)
+    records = evaluate(chunks, still, model="a", metrics=[metric], regions=["global", "nh", "tropics"])
+    assert np.isnan(scores(records)[metric.name]).all()
+    curve = value_curve(records, 2.0, cost_loss=(0.1, 0.7))
+    assert np.isnan(curve["value"]).all()
+    assert np.isnan(curve["best"]).all()
+
+
+@pytest.mark.parametrize("kinds", [("f4", "f8"), ("f8", "f4"), ("f2", "f4"), ("f4", ">f4")])
+def test_forecast_and_truth_of_different_precision_meet_a_threshold_alike(kinds: tuple[str, str]) -> None:
+    values, truth = np.full((3, 1, 4), 0.1).astype(kinds[0]), np.full((1, 4), 0.1).astype(kinds[1])
+    for event, happens in ((">", 0), (">=", 1), ("<", 0), ("<=", 1)):
+        made = case(values, truth)
+        outcome = EventOutcomes(0.1, event).map(made)[0].toarray()[0]
+        assert outcome.argmax() == (7 if happens else 0)
+        table = Contingency(0.1, event).map(case(values[:1], truth))[0].toarray()[0]
+        assert table.argmax() == (0 if happens else 3)

@@ -184,6 +184,23 @@ def test_notes_say_what_limits_trust() -> None:
 
 
 @pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("length", [2, 3, 5, 30])
+def test_differences_that_do_not_vary_say_no_more_than_their_signs(method: Method, length: int) -> None:
+    got = paired_test(np.full(length, -0.1), method=method)
+    assert got.p_value == stats.binomtest(0, length).pvalue == 0.5 ** (length - 1)
+    assert got.stderr == 0
+    assert "constant difference" in got.notes
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5])
+def test_the_bootstrap_finds_nothing_in_a_handful_of_starts(length: int) -> None:
+    # All resamples of values of one sign have that sign.
+    got = stationary_bootstrap(1 + 0.1 * np.arange(length), seed=1, resamples=500)
+    assert got.low > 0
+    assert got.p_value == 0.5 ** (length - 1) > 0.05
+
+
+@pytest.mark.parametrize("method", get_args(Method))
 def test_short_and_extreme_series_have_finite_results_or_say_so(method: Method) -> None:
     rng = np.random.default_rng(30)
     cases = [

@@ -258,3 +258,27 @@ def test_the_network_sorts_any_number_of_members(members: int, seed: int, dtype:
     x = np.random.default_rng(seed).integers(-50, 50, (members, 30)).astype(dtype)
     pairs = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / 2
     np.testing.assert_array_equal(ensemble_statistics(x, np.zeros(30, dtype)).pair_sum, pairs)
+
+
+def test_tensors_take_a_truth_of_any_memory_layout_and_bfloat16_is_exact_in_float32() -> None:
+    torch = pytest.importorskip("torch", reason="the extra torch")
+    x, y = (np.random.default_rng(2).integers(-99, 99, shape) for shape in ((5, 3, 40), (3, 40)))
+    expected = ensemble_statistics(x.astype(np.float32), y.astype(np.float32)).crps_fair
+    frozen = y.astype(np.float32)
+    frozen.flags.writeable = False
+    for truth in (frozen, y[..., ::-1].astype(np.float32)[..., ::-1], y.astype(">f4")):
+        for dtype in (torch.float32, torch.bfloat16):
+            # Small whole numbers are exact in eight bits.
+            got = ensemble_statistics(torch.tensor(x, dtype=dtype), truth)
+            np.testing.assert_array_equal(got.crps_fair.numpy(), expected)
+            # A device without numbers goes the way of an accelerator.
+            away = ensemble_statistics(torch.tensor(x, dtype=dtype, device="meta"), truth, ranks=True)
+            assert (away.skill.device.type, away.skill.shape) == ("meta", y.shape)
+    tensor = torch.tensor(y, dtype=torch.float32, requires_grad=True)
+    np.testing.assert_array_equal(ensemble_statistics(x.astype(np.float32), tensor).crps_fair, expected)
+
+
+def test_masked_members_and_truths_are_missing() -> None:
+    x, y = np.ma.masked_equal(np.arange(12).reshape(3, 4), 5), np.ma.masked_equal(np.arange(4), 2)
+    got = ensemble_statistics(x, y)
+    np.testing.assert_array_equal(np.isnan(got.skill), [False, True, True, False])

@@ -408,3 +408,14 @@ def test_real_exchangeable_members_leave_half_of_their_distance(climate_members:
     # The fair variogram score of exchangeable members is the variance of |x_i - x_j|^p, over all pairs.
     root = np.sqrt(np.abs(x[:, :, None] - x[:, None, :]))
     assert score(records, metrics[1]) == pytest.approx(root.var(axis=0, ddof=1).sum(), rel=1e-10)
+
+
+def test_a_stream_without_truth_in_a_channel_has_no_score_there() -> None:
+    truth = np.stack([np.ones(5), np.full(5, np.nan)])
+    stream = MemberStream(truth, np.ones(5))
+    for member in (np.zeros((2, 5)), np.full((2, 5), 2.0)):
+        stream.add(member)
+    np.testing.assert_array_equal(stream.crps, [0, np.nan])
+    hole = np.ma.masked_equal(np.arange(10.0).reshape(2, 5), 2.0)
+    with pytest.raises(ValueError, match="not finite"):
+        stream.add(hole)

@@ -106,7 +106,7 @@ def test_names_that_choose_among_records() -> None:
             compare(a, b, **{"metrics": "rmse", name: value})
     # An iterator serves both models.
     card = compare(a, b, "rmse", lead_times=iter([DAY]), months=iter([1]), regions=["global"])
-    assert {c.lead_time for c in card.cells} == {DAY}
+    assert all(c.lead_time == DAY for c in card.cells)
     assert card.months == (1,)
     with pytest.raises(ValueError, match="no init time 2019-12-31"):
         a.select(init_time=[START - DAY])
@@ -193,7 +193,7 @@ def test_channels_of_the_forecast_are_the_choice(folder: Path) -> None:
 
 
 def test_two_variables_of_one_name_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = xr.open_dataset(folder / "ens.nc", engine="h5netcdf")
+    data = xr.open_dataset(folder / "ens.nc", engine="h5netcdf", decode_timedelta=True)
     twice = data.assign({"2m_temperature": data["t850"], "t2m": data["z500"]})
     twice.to_netcdf(folder / "twice.nc", engine="h5netcdf")
     assert main(["info", str(folder / "twice.nc")]) == 1

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wx_eval import Records, _open, cell_weights, evaluate
+from wx_eval import Records, _blocks, _open, _score, evaluate
 from wx_eval._dims import SYNONYMS
 from wx_eval._files import _from_common
+from wx_eval._kept import Kept
 from wx_eval._open import Forecast, Source, Truth, open_source
 from wx_eval._regrid import Regridder, global_axes
 
@@ -99,6 +100,8 @@ def test_every_synonym_of_the_table_is_known_and_documented(name: str, synonym: 
         assert f"`{synonym}`" in row
 
 
+# xarray before 2025.4 reads the store to which it appends.
+@pytest.mark.filterwarnings("ignore:.*decode_timedelta will default to False")
 def test_the_order_of_variables_in_a_store_does_not_matter(tmp_path: Path) -> None:
     """A folder lists its entries in any order; the variables of a store come by name."""
     pytest.importorskip("zarr", reason="zarr is not installed: stores are not tested")
@@ -395,6 +398,38 @@ def _truth_source(truth: xr.Dataset) -> Source:
     return open_source(truth, "truth", truth=True)
 
 
+def test_channels_of_one_piece_are_read_apart_where_together_they_are_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Room for two of the three levels: their pieces are read twice, and the scores are the same."""
+    forecast, truth = stacked()
+    channel = 4 * 4 * LAT.size * LON.size
+    stored, reads = counted(forecast, LAYOUTS["channels together"])
+    expected = scored(forecast, truth)
+    monkeypatch.setattr(_open, "READ_AHEAD_BYTES", 0)
+    monkeypatch.setattr(_blocks, "_READ_BYTES", channel)
+    for limit, times in ((3 * channel, 1), (2 * channel, 2), (channel, 3)):
+        monkeypatch.setattr(_blocks, "_PIECE_BYTES", limit)
+        monkeypatch.setattr(_score, "_GROUP_POINTS", LAT.size * LON.size)
+        reads.clear()
+        assert scored(stored, truth).table.equals(expected.table)
+        assert max(reads.values()) == times
+
+
+def test_what_is_kept_is_what_was_used_last() -> None:
+    kept = Kept(8 * 3)
+    for name in ("a", "b", "a", "c", "d"):
+        np.testing.assert_array_equal(
+            kept.get(name, lambda name=name: np.full(1, ord(name), float)), ord(name)
+        )
+    made: list[str] = []
+    for name in ("a", "c", "d", "b"):
+        kept.get(name, lambda name=name: made.append(name) or np.zeros(1))  # type: ignore[func-returns-value]
+    assert made == ["b"]
+    large = kept.get("large", lambda: np.zeros(100))
+    assert kept.get("large", lambda: np.ones(1)) is large
+
+
 def test_dims_in_another_order_are_read_as_they_lie() -> None:
     """Longitude before latitude, as in WeatherBench 2."""
     forecast, truth = stacked()
@@ -426,97 +461,6 @@ def test_alignment_refuses_other_points() -> None:
     other = ensemble().assign_coords(latitude=LAT * 0.9)
     with pytest.raises(ValueError, match=r"different grids.*--regrid"):
         open_source(other).aligned(open_source(ensemble()))
-
-
-GRIDS = {
-    "poles": global_axes(19, 36),
-    "no poles": global_axes(16, 30),
-    "south first": (global_axes(19, 36)[0][::-1], global_axes(19, 36)[1]),
-    "gauss": (np.rad2deg(np.arcsin(np.polynomial.legendre.leggauss(14)[0])), np.arange(0, 360, 360 / 28)),
-    "from -180": (global_axes(13, 24)[0], global_axes(13, 24)[1] - 180),
-    "finer": global_axes(61, 120),
-}
-
-
-@pytest.mark.parametrize("source", GRIDS)
-@pytest.mark.parametrize("target", GRIDS)
-def test_conservative_keeps_constants_and_the_global_mean(source: str, target: str) -> None:
-    a, b = GRIDS[source], GRIDS[target]
-    regrid = Regridder(a, b, "conservative")
-    field = np.random.default_rng(0).standard_normal((2, a[0].size, a[1].size))
-    out = regrid(field)
-    np.testing.assert_allclose(regrid(np.full(field.shape, 7.3)), 7.3, rtol=1e-13)
-    before = np.average(field.mean(-1), axis=-1, weights=cell_weights(a[0]))
-    after = np.average(out.mean(-1), axis=-1, weights=cell_weights(b[0]))
-    np.testing.assert_allclose(after, before, atol=1e-14)
-
-
-def test_conservative_onto_cells_that_contain_whole_cells_is_a_weighted_mean() -> None:
-    fine, coarse = global_axes(12, 24), global_axes(6, 12)
-    field = np.random.default_rng(1).standard_normal((12, 24))
-    # Coarse columns are centred on fine ones: half of each neighbour belongs to them.
-    columns = (np.roll(field, 1, 1) / 4 + field / 2 + np.roll(field, -1, 1) / 4)[:, ::2]
-    edges = np.sin(np.deg2rad(np.linspace(90, -90, 13)))
-    area = -np.diff(edges)[:, None]
-    expected = (columns * area).reshape(6, 2, 12).sum(1) / area.reshape(6, 2, 1).sum(1)
-    np.testing.assert_allclose(Regridder(fine, coarse, "conservative")(field), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("source", GRIDS)
-@pytest.mark.parametrize("target", GRIDS)
-def test_bilinear_is_exact_for_what_is_linear_in_latitude(source: str, target: str) -> None:
-    a, b = GRIDS[source], GRIDS[target]
-    regrid = Regridder(a, b, "bilinear")
-    field = np.broadcast_to(2 + 0.1 * a[0][:, None], (a[0].size, a[1].size))
-    expected = 2 + 0.1 * np.clip(b[0], a[0].min(), a[0].max())
-    np.testing.assert_allclose(
-        regrid(field), np.broadcast_to(expected[:, None], (b[0].size, b[1].size)), atol=1e-12
-    )
-
-
-def test_bilinear_against_scipy_inside_and_across_the_seam() -> None:
-    from scipy.interpolate import RegularGridInterpolator
-
-    a, b = global_axes(19, 36), (np.linspace(83, -77, 11), np.arange(-179.5, 180, 23.0))
-    field = np.random.default_rng(2).standard_normal((19, 36))
-    ring = np.concatenate([field, field[:, :1]], axis=1)
-    peer = RegularGridInterpolator((a[0][::-1], np.append(a[1], 360)), ring[::-1])
-    points = np.stack(np.meshgrid(b[0], b[1] % 360, indexing="ij"), axis=-1)
-    np.testing.assert_allclose(Regridder(a, b, "bilinear")(field), peer(points), atol=1e-12)
-
-
-@pytest.mark.parametrize("method", ["bilinear", "conservative"])
-def test_the_same_grid_is_left_alone(method: Any) -> None:
-    a = GRIDS["poles"]
-    field = np.random.default_rng(3).standard_normal((19, 36))
-    np.testing.assert_allclose(Regridder(a, a, method)(field), field, atol=1e-13)
-
-
-def test_missing_points_are_left_out_or_spread() -> None:
-    fine, coarse = global_axes(12, 24), global_axes(6, 12)
-    field = np.random.default_rng(4).standard_normal((12, 24))
-    field[4:6, 7:10] = np.nan
-    out = Regridder(fine, coarse, "conservative")(field)
-    assert np.isnan(out[2, 4])
-    assert np.isfinite(out[2, [3, 5]]).all()
-    # Column 3 (45 degrees wide by half cells at 5, 6, 7) keeps its three quarters of present area.
-    area = -np.diff(np.sin(np.deg2rad(np.linspace(90, -90, 13))))[4:6]
-    part = (field[4:6, 5] / 4 + field[4:6, 6] / 2) / 0.75
-    assert out[2, 3] == pytest.approx(part @ area / area.sum(), rel=1e-12)
-    spread = Regridder(fine, (fine[0], fine[1] + 7.5), "bilinear")(field)
-    assert np.isnan(spread[4:6, 6:10]).all()
-    assert np.isfinite(spread).sum() == 12 * 24 - 8
-
-
-def test_nothing_is_extrapolated() -> None:
-    crop = (np.linspace(60, 30, 7), np.linspace(-20, 20, 9))
-    inside = (np.linspace(55, 35, 5), np.linspace(-15, 15, 7))
-    for method in ("bilinear", "conservative"):
-        np.testing.assert_allclose(Regridder(crop, inside, method)(np.ones((7, 9))), 1, rtol=1e-13)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="reaches beyond the source in latitude"):
-            Regridder(crop, (np.linspace(70, 35, 5), inside[1]), method)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="reaches beyond the source in longitude"):
-            Regridder(crop, (inside[0], np.linspace(-40, 15, 7)), method)  # type: ignore[arg-type]
 
 
 def test_a_regridded_source_reads_regridded_fields() -> None:

@@ -378,3 +378,13 @@ def test_scores_of_ensembles_of_different_size_do_not_mix() -> None:
 def test_bad_settings_are_refused(make_metric: Callable[[], Metric], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_metric()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.float16])
+def test_narrow_numbers_do_not_wrap(dtype: type) -> None:
+    rng = np.random.default_rng(4)
+    top = min(2000, np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 2000)
+    x, y = rng.integers(0, top, (5, 40)).astype(dtype), rng.integers(0, top, 40).astype(dtype)
+    wide = case(x.astype(np.float64), y.astype(np.float64))
+    for metric in (QuantileScore(0.3), IntervalScore(0.5), WIS(), HersbachTerm("potential")):
+        assert score(metric, case(x, y)) == pytest.approx(score(metric, wide), rel=1e-6)

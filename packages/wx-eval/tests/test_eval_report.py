@@ -16,11 +16,11 @@ import xarray as xr
 
 import wx_eval
 from wx_eval import Chunk, Map, Records, Report, compare, evaluate, scores
-from wx_eval._card import class_colour, class_ink, metric_title, scorecard, unit_text
+from wx_eval._card import _short, _size, class_colour, class_ink, metric_title, panels, scorecard, unit_text
 from wx_eval._charts import nice_ticks
 from wx_eval._compare import Comparison
 from wx_eval._event_scores import AUC, EventFrequencies
-from wx_eval._figure import Figure, Lines, Rect, Text, arranged, contrast, fitted, hatching, text_width
+from wx_eval._figure import Disc, Figure, Lines, Rect, Text, arranged, contrast, fitted, hatching, text_width
 from wx_eval._intervals import score_intervals
 from wx_eval._presets import PRESETS
 from wx_eval._raster import _magnify, contour, data_uri, earth_coasts, palette
@@ -39,6 +39,7 @@ LAT, LON = np.linspace(90, -90, 9), np.arange(0, 360, 22.5)
 START = np.datetime64("2021-01-01T00", "ns")
 DAY = np.timedelta64(1, "D")
 VOID = {"meta", "br", "img", "link"}
+CLOSED_BY = {"td": ("td",), "tr": ("td", "tr"), "tbody": ("td", "tr")}
 
 
 class Strict(HTMLParser):
@@ -54,6 +55,7 @@ class Strict(HTMLParser):
         assert not self.stack
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.close(tag)
         self.counts[tag] = self.counts.get(tag, 0) + 1
         self.references += [v or "" for k, v in attrs if k in ("href", "src")]
         if tag not in VOID:
@@ -64,7 +66,15 @@ class Strict(HTMLParser):
         if tag not in VOID:
             self.stack.pop()
 
+    def close(self, tag: str) -> None:
+        """Elements that end where another one starts or their parent ends."""
+        for ended in CLOSED_BY.get(tag, ()):
+            if self.stack and self.stack[-1] == ended:
+                self.stack.pop()
+
     def handle_endtag(self, tag: str) -> None:
+        if tag == "tbody":
+            self.close(tag)
         assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -221,12 +231,18 @@ def test_a_cell_shows_its_size_sign_significance_and_scores(card: Comparison) ->
         [text] = [m for m in inside if isinstance(m, Text)]
         per_cent = 100 * (abs(cell.difference) / abs(_loss(cell)))
         assert float(text.text) == pytest.approx(per_cent, abs=0.05 if per_cent < 9.95 else 0.5)
-        [triangle] = [m for m in inside if isinstance(m, Lines) and len(m.runs) == 1]
+        assert any(isinstance(m, Lines) and len(m.runs) > 2 for m in inside)  # 9 starts: hatched
+        triangles = [m for m in inside if isinstance(m, Lines) and len(m.runs) == 1]
+        assert len(triangles) == (cell.difference != 0)
+        if not triangles:
+            continue
+        [triangle] = triangles
         assert bool(triangle.fill) == cell.significant
         tip, *base = triangle.runs[0][2:3], *triangle.runs[0][:2]
-        assert (tip[0][1] < base[0][1]) == (cell.difference <= 0)
+        assert (tip[0][1] < base[0][1]) == (cell.difference < 0)
         assert box.fill == class_colour(-per_cent if cell.difference > 0 else per_cent)
-        assert any(isinstance(m, Lines) and len(m.runs) > 2 for m in inside)  # 9 starts: hatched
+    # The ratio of spread and skill of an error that is only scaled is the same but for rounding.
+    assert {cell.metric for cell in card.cells if cell.difference == 0} == {"spread_skill_debiased"}
 
 
 def _within(mark: Lines | Text, box: Rect) -> bool:
@@ -486,7 +502,7 @@ SHOWN = {
     "scores in units": r"ens itself: fair CRPS</h3>.*?>K</text>",
     "number of tests": r"<dt>number of tests</dt><dd>\d+ on this card, \d+ on all 2 cards</dd>",
     "expected false positives": r"<dt>expected false positives</dt><dd>[\d.]+ before the correction",
-    "tests of the page": r"\d+ tests on 2 cards: if no model differed from the baseline, about \d+ would",
+    "tests of the page": r"\d+ tests on 2 cards: if no model differed from the baseline, about [\d.]+ would",
     "effective starts": r"<dt>effective starts</dt><dd>median \d+",
     "inflation": r"<dt>inflation of standard errors</dt><dd>median",
     "own analysis": r"The truth is the analysis of ens, which favours it in the \d+ cells",
@@ -616,3 +632,152 @@ def test_scores_of_several_thresholds_share_a_chart() -> None:
 def test_records_of_an_unknown_preset_say_so(pair: tuple[Records, Records]) -> None:
     other = replace(pair[1], conventions=replace(pair[1].conventions, preset="wb2:00000000"))
     assert "not of this version of wx-eval" in Report.from_records(other).html()
+
+
+@pytest.mark.parametrize(
+    ("per_cent", "text"),
+    [(0.04, "0.0"), (-9.94, "9.9"), (9.96, "10"), (999.4, "999"), (-999.6, ">1k"), (-np.inf, ">1k")],
+)
+def test_a_size_fits_into_its_cell(per_cent: float, text: str) -> None:
+    assert _size(per_cent) == text
+    # A cell is 33 pixels wide, the largest triangle ends at 10.2 and the number 2.5 before the edge.
+    assert text_width(text, 9.5, bold=True) < 33 - 2.5 - 10.2
+
+
+@pytest.mark.parametrize(
+    ("row", "texts", "factor"),
+    [
+        ([0.012, -0.034], ["1.20", "−3.40"], "10⁻²"),
+        ([0.31, -0.0004, np.nan], ["0.31", "0.00", "–"], ""),
+        ([99.96, 3.0], ["100", "3"], ""),
+        ([9.996, 3.0], ["10.0", "3.0"], ""),
+        ([9999.7], ["10.0"], "10³"),
+        ([54000.0, 53000.0], ["5.40", "5.30"], "10⁴"),
+        ([0.0, 0.0], ["0.00", "0.00"], ""),
+    ],
+)
+def test_numbers_have_two_digits_five_characters_and_no_negative_zero(
+    row: list[float], texts: list[str], factor: str
+) -> None:
+    got, power = _short(row)
+    assert (got, power) == (texts, factor)
+    assert max(map(len, got)) <= 5
+
+
+def test_a_perfect_baseline_is_drawn_as_worse_and_not_as_untested(card: Comparison) -> None:
+    [first, *rest] = card.cells
+    lost = replace(first, skill=-np.inf, difference=1.0, significant=True, p_value=0.0, p_adjusted=0.0)
+    figure = scorecard(replace(card, cells=(lost, *rest)))
+    [box] = [m for m in figure.marks if isinstance(m, Rect) and "p < 1e-6, corrected < 1e-6" in m.title]
+    assert box.fill == class_colour(-1000)
+    assert sum(isinstance(m, Text) and m.text == ">1k" for m in figure.marks) == 1
+
+
+def test_models_are_told_apart_without_colour(pair: tuple[Records, Records]) -> None:
+    a, b = pair
+    table = scores(a.merge(b))
+    figure = next(iter(Report("t").curves("c", table, "crps_fair").figures.values()))
+
+    def shapes(found: Figure) -> list[tuple[str, int]]:
+        """Colour and number of corners of every marker."""
+        discs = [(m.fill, 0) for m in found.marks if isinstance(m, Disc)]
+        return discs + [
+            (m.fill, len(r)) for m in found.marks if isinstance(m, Lines) and m.fill for r in m.runs
+        ]
+
+    # One shape goes with each colour, in the key as on the lines; a model alone needs none.
+    assert {corners for _, corners in shapes(figure)} == {0, 4}
+    assert len(set(shapes(figure))) == 2 < len(shapes(figure))
+    assert not shapes(next(iter(Report("t").curves("c", scores(a), "crps_fair").figures.values())))
+
+
+def test_numbers_of_the_baseline_stand_once_on_a_page(pair: tuple[Records, Records]) -> None:
+    a, b = pair
+    other = records("c", 0.9)
+    page = Report.from_records(a.merge(b, other), baseline="b").html()
+    assert page.count("b itself: fair CRPS</h3>") == 1
+    assert page.count("Scores and bias of b: as in the section &#x27;a &lt;new&gt; against b&#x27;.") == 1
+
+
+def test_marks_of_one_style_share_their_markup_and_nothing_moves() -> None:
+    lines = [Lines([[(k, 0.0), (k, 5.0)]], "#112233", 0.8) for k in range(3)]
+    titled = Lines([[(9.0, 0.0), (9.0, 5.0)]], "#112233", 0.8, title="t")
+    areas = [Lines([[(0, 0), (5, 0), (5, 5)]], fill="#112233", opacity=0.2)] * 2
+    words = [Text(k, 2, f"<{k}>", "end", 9.5) for k in range(3)] + [Text(7, 2, "bold", bold=True)]
+    svg = Figure(10, 10, (*lines, titled, *areas, *words)).svg()
+    root = ET.fromstring(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    paths = root.findall(f"{space}path")
+    assert [p.get("d") for p in paths[:2]] == ["M0 0L0 5M1 0L1 5M2 0L2 5", "M9 0L9 5"]
+    assert len(paths) == 4
+    [group] = root.findall(f"{space}g")
+    assert (group.get("text-anchor"), group.get("font-size")) == ("end", "9.5")
+    assert [t.text for t in group] == ["<0>", "<1>", "<2>"]
+    [single] = root.findall(f"{space}text")
+    assert (single.text, single.get("font-weight")) == ("bold", "600")
+
+
+def test_numbers_in_tables_are_right_aligned_and_infinity_has_its_sign() -> None:
+    rows = [
+        {"name": "a", "x": 1.5, "y": -np.inf, "ok": True},
+        {"name": "<b>", "x": np.nan, "y": 2, "ok": False},
+    ]
+    page = Report("t").table("Rows", rows).html()
+    Strict(page)
+    assert '<th scope="col" class="t">name</th><th scope="col">x</th>' in page
+    assert '<td class="t">a<td>1.5<td>-∞<td class="t">yes' in page
+    assert '<td class="t">&lt;b&gt;<td>–<td>2<td class="t">no' in page
+
+
+def test_warnings_fit_the_card(pair: tuple[Records, Records]) -> None:
+    drawn = compare(*pair, method="bootstrap", seed=1, resamples=50)
+    page = Report("t").scorecard("c", drawn).html()
+    n = drawn.n_tests
+    assert f"50 resamples are few for {n} tests" in page
+    assert f"That takes {20 * n} or more." in page
+    assert "resamples are few" not in Report("t").scorecard("c", compare(*pair)).html()
+    # Nobody's analysis is at a station.
+    at_points = replace(drawn, conventions=replace(drawn.conventions, interpolation="bilinear"))
+    assert "if t is the analysis" not in Report("t").scorecard("c", at_points).html()
+    assert "is the analysis of one of the models" in page
+    assert "is the analysis of one of the models" not in Report("t").scorecard("c", at_points).html()
+
+
+def test_equal_scores_have_no_direction(card: Comparison) -> None:
+    first = card.cells[0]
+    assert first.difference != 0
+    equal = replace(first, skill=0.0, difference=0.0, significant=False, p_value=1.0)
+    figure = scorecard(replace(card, cells=(equal,)))
+    [box] = [m for m in figure.marks if isinstance(m, Rect) and ", equal" in m.title]
+    inside = [m for m in figure.marks if isinstance(m, Lines | Text) and _within(m, box)]
+    assert [m.text for m in inside if isinstance(m, Text)] == ["0.0"]
+    assert not any(isinstance(m, Lines) and len(m.runs) == 1 for m in inside)
+
+
+def test_a_page_of_one_start_has_no_bands_and_claims_none() -> None:
+    one = records("a", 1.0)
+    first = one.init_times[:1]
+    words = Strict(Report.from_records(one.select(init_time=first)).html()).words
+    assert "a: 1 start, 6 members." in words
+    assert "confidence intervals" not in words
+    assert "confidence intervals" in Strict(Report.from_records(one).html()).words
+
+
+def test_a_page_of_point_forecasts_shows_no_spread() -> None:
+    both = records("a", 0.8, members=1).merge(records("b", 1.0, members=1))
+    words = Strict(Report.from_records(both).html()).words
+    assert "Spread and error" not in words
+    assert "1 member." in words
+    tests = sum(c.n_tests for c in [compare(both, both, "rmse", model_a="b", model_b="a")])
+    assert f"{tests} tests on 1 card: if no model differed from the baseline, about" in words
+    assert "They are corrected for their number (benjamini-hochberg)." in words
+
+
+def test_a_metric_of_fewer_regions_than_others_has_fewer_panels(card: Comparison) -> None:
+    # Spectra are of the globe alone.
+    cells = tuple(c for c in card.cells if c.metric == "crps_fair" or c.region == "global")
+    some = replace(card, cells=cells)
+    regions = list(dict.fromkeys(c.region for c in cells))
+    assert list(panels(some, "crps_fair")) == regions
+    assert list(panels(some, "spread_skill_debiased")) == ["global"]
+    assert len([m for m in scorecard(some).marks if isinstance(m, Rect) and m.title]) == len(cells)

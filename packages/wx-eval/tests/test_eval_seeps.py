@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from wx_eval import evaluate, scores
+from wx_eval import Chunk, evaluate, scores
 from wx_eval._climatology import DayClimatology
 from wx_eval._seeps import SEEPS, millimetres, seeps_matrix
 
@@ -183,3 +183,18 @@ def test_bad_settings_are_refused() -> None:
     f = np.zeros((2, 3, 4))
     with pytest.raises(ValueError, match="no seeps_threshold at points"):
         score(f[None], f, Climate(np.full((3, 4), 0.5), np.nan), SEEPS(("tp",)))
+
+
+def test_members_on_the_dry_threshold_are_dry_in_the_mean_as_alone() -> None:
+    climate = Climate(np.full((3, 4), 0.5), threshold=4.0, units="mm")
+    truth = states(np.full((1, 3, 4), 0.1), unit="mm", dtype="f8")
+    metric = SEEPS(("tp",), hours=6)
+    for members in (1, 2, 3):
+        chunk = Chunk(
+            init_time=START - DAY,
+            lead_time=DAY,
+            channels=("tp",),
+            values=np.full((members, 1, 3, 4), 0.1, np.float32),
+        )
+        records = evaluate([chunk], truth, model="a", metrics=[metric], climatology=climate, weights="cos")
+        assert (scores(records)[metric.name].sel(channel="tp") == 0).all()

@@ -7,6 +7,7 @@ from wx_eval import cell_weights
 from wx_eval._grid import Grid
 from wx_eval._regions import region_masks
 from wx_eval._units import same_units
+from wx_eval._weights import Weights, point_weights
 
 POLES = np.linspace(90, -90, 33)
 CENTRES = np.linspace(87.1875, -87.1875, 32)
@@ -87,3 +88,36 @@ def test_own_masks_are_taken_after_a_check() -> None:
 )
 def test_unit_strings_compare_by_meaning(a: str, b: str, same: bool) -> None:
     assert same_units(a, b) is same
+
+
+@pytest.mark.parametrize(
+    ("latitude", "longitude", "message"),
+    [
+        (POLES, np.array([0.0, np.nan]), "1 values that are not finite"),
+        (np.array([95.0, 0, -95]), np.arange(4.0), "within -90..90"),
+        (np.zeros((2, 2)), np.arange(4.0), "one dim each"),
+    ],
+)
+def test_positions_that_are_none_are_refused(
+    latitude: np.ndarray, longitude: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Grid.from_axes(latitude, longitude)
+
+
+def test_stations_may_lie_anywhere_on_earth_and_together() -> None:
+    assert Grid.from_points([90.0, 90, -90], [0, 360, 0]).size == 3
+    with pytest.raises(ValueError, match="not finite"):
+        Grid.from_points([0.0, np.nan], [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["cell", "cos", "equal"])
+def test_a_meridian_that_comes_twice_is_refused_unless_the_weights_are_given(kind: Weights) -> None:
+    for longitude in (np.linspace(0, 360, 65), np.linspace(-180, 180, 65, dtype=np.float32)[::-1]):
+        grid = Grid.from_axes(POLES, longitude)
+        with pytest.raises(ValueError, match="a meridian twice"):
+            point_weights(grid, kind)
+        weights = np.ones(grid.shape)
+        weights[:, -1] = 0
+        assert point_weights(grid, weights)[0].sum() == 64 * POLES.size
+    assert point_weights(Grid.from_axes(POLES, [10.0]), kind)[0].size == POLES.size

@@ -6,7 +6,6 @@ them to one HTML file. `Preset` fixes all conventions of a published evaluation 
 """
 
 from importlib import import_module as _import_module
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ if TYPE_CHECKING:
     from wx_eval._weights import PointWeights, cell_weights
     from wx_eval._wind import WindRMSE
 
-__version__ = _version("wx-eval")
+    __version__: str
 
 __all__ = [
     "ACC",
@@ -310,12 +309,16 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _MODULES:
+    if name == "__version__":
+        # What finds it takes as long to import as the help of the command line.
+        value = _import_module("importlib.metadata").version("wx-eval")
+    elif name in _MODULES:
+        value = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

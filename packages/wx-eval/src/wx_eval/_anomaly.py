@@ -26,6 +26,11 @@ class AnomalyProduct(Statistic):
 
     label: ClassVar[str] = "anomaly_product"
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return (_MEAN,)
+
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
         return _forecast_anomaly(case) * _truth_anomaly(case)
@@ -40,6 +45,11 @@ class AnomalySquare(Statistic):
 
     def __post_init__(self) -> None:
         one_of("of", self.of, ("mean", "members", "truth"))
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return (_MEAN,)
 
     def map(self, case: Case) -> Array:
         """See `Statistic.map`."""
@@ -62,6 +72,11 @@ class AnomalyCorrelation(Statistic):
     label: ClassVar[str] = "anomaly_correlation"
     centred: bool = False
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return (_MEAN,)
+
     def map(self, case: Case) -> Array:
         """See `Statistic.map`: the five moments of which `finish` makes one number."""
         forecast, truth = _forecast_anomaly(case), _truth_anomaly(case)
@@ -74,7 +89,7 @@ class AnomalyCorrelation(Statistic):
         product, square_f, square_y = np.moveaxis(mean_CRK[..., :3], -1, 0)
         if self.centred:
             f, y = mean_CRK[..., 3], mean_CRK[..., 4]
-            product, square_f, square_y = product - f * y, square_f - f * f, square_y - y * y
+            product, square_f, square_y = product - f * y, _less(square_f, f), _less(square_y, y)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(product / np.sqrt(square_f * square_y))[..., None]
 
@@ -156,6 +171,12 @@ class MSESkill(Metric):
     def value(self, means: Mapping[str, Array], /) -> Array:
         """See `Metric.value`."""
         return np.asarray(1 - means[MeanSquareError().id] / means[AnomalySquare("truth").id])
+
+
+def _less(square: Vector, mean: Vector) -> Vector:
+    """Variance over an area; NaN where it is rounding, such as in a region of one point."""
+    variance = square - mean * mean
+    return np.where(variance > 1e-12 * square, variance, np.nan)
 
 
 def _truth_anomaly(case: Case) -> Vector:

@@ -12,7 +12,8 @@ from ._seasons import Calendar, check_calendar
 
 _DAY = np.timedelta64(86400, "s")
 _YEAR = np.timedelta64(1, "Y")
-_KEEP = 64
+# Of valid times that several starts share.
+_KEPT_BYTES = 256 << 20
 Times = npt.NDArray[np.datetime64]
 
 
@@ -63,13 +64,14 @@ def climatology(
     for init, lead in _pairs(init_times, lead_times):
         valid = init + lead
         if valid not in cache:
-            if len(cache) >= _KEEP:
-                cache.pop(next(iter(cache)))
             if members is None:
                 chosen = _each_year(source.times, valid, years or (), calendar)
             else:
                 chosen = _spread(source.times, valid, members, window_days, calendar)
-            cache[valid] = source.read(source.times[chosen])
+            states = source.read(source.times[chosen])
+            while cache and (len(cache) + 1) * states.nbytes > _KEPT_BYTES:
+                cache.pop(next(iter(cache)))
+            cache[valid] = states
         yield _chunk(init, lead, cache[valid])
 
 

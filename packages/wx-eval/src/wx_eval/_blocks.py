@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._grid import Array
-from ._kernels import is_tensor
+from ._kernels import is_tensor, unmasked
 
 # What is read at once, where the pieces of the storage allow it.
 _READ_BYTES = 64 << 20
@@ -22,7 +22,7 @@ class Blocks:
 
     A block holds all members of some rows, and of all channels where they fit; it begins and ends where
     pieces of the storage do, as far as `values.chunks` tells (one size per axis as in zarr, or a tuple of
-    sizes as in dask). Arrays in memory are one block, which is not copied.
+    sizes as in dask). Arrays in memory are one block, which is not copied. What is masked becomes NaN.
 
     Args:
         values: anything with `shape` and `dtype` that numpy can slice and turn into an array.
@@ -31,6 +31,7 @@ class Blocks:
     """
 
     def __init__(self, values: Array, *, run: int, rows: int) -> None:
+        values = unmasked(values)
         self._values, self._run = values, run
         shape = values.shape
         pieces = stored_pieces(values)
@@ -54,7 +55,7 @@ class Blocks:
             return self._values[:, channels, place]
         block = next((b for b in self.rows if b.start <= rows.start and rows.stop <= b.stop), None)
         if block is None or (isinstance(channels, list) and not self._all):
-            return np.asarray(self._values[:, channels, place])
+            return np.asarray(unmasked(self._values[:, channels, place]))
         first, values = self._block(channels, block)
         if isinstance(channels, list):
             channels = [c - first for c in channels]
@@ -76,7 +77,7 @@ class Blocks:
         if held is None or held[2] != rows or first < held[0] or last > held[1]:
             place = slice(rows.start * self._run, rows.stop * self._run)
             self._held = None  # makes room for the next one
-            values = np.asarray(self._values[:, first:last, place])
+            values = np.asarray(unmasked(self._values[:, first:last, place]))
             self._held = held = first, last, rows, values
         return held[0], held[3]
 

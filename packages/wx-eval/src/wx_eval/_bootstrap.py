@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._grid import Array, Vector
+from ._inference import smallest_p_value
 
 # Numbers that the resampled means of one block of cells may hold.
 _BLOCK = 1 << 22
@@ -35,13 +36,14 @@ def stationary_bootstrap(
 ) -> BootstrapResult:
     """Resample blocks of geometric length (Politis and Romano 1994), wrapping at the end of the series.
 
-    Optimistic where values are correlated, because blocks cut correlation: `paired_test` is closer to its
-    level.
+    Optimistic where values are correlated, because blocks cut correlation, and where they are few: 12 % at
+    T = 30 without correlation. `paired_test` is closer to its level.
 
     Args:
         differences: d_t, shape (T,).
         seed: of the resampling; the result is a function of the arguments.
-        resamples: number of series drawn; the p-value cannot be smaller than 1 / (1 + resamples).
+        resamples: number of series drawn; the p-value is not below 1 / (1 + resamples), nor below 2^(1 - T),
+            that of T equal signs.
         block: mean block length; by default chosen by Politis and White (2004, corrected 2009).
         level: of the percentile interval.
 
@@ -60,7 +62,7 @@ def stationary_bootstrap(
     index = bootstrap_index(d.size, resamples, length, np.random.default_rng(seed))
     means, mean = d[index].mean(axis=1), float(d.mean())
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    p_value = float(two_sided(means[:, None], np.array([mean]))[0])
+    p_value = max(float(two_sided(means[:, None], np.array([mean]))[0]), smallest_p_value(d.size))
     return BootstrapResult(mean=mean, low=float(low), high=float(high), p_value=p_value, block=length)
 
 

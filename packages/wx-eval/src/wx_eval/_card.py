@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ._cells import p_text
 from ._compare import Cell, Comparison
 from ._figure import (
     INK,
@@ -157,7 +158,8 @@ def panels(comparison: Comparison, metric: str) -> dict[str, Figure]:
     for cell in comparison.cells:
         if cell.metric == metric:
             found.setdefault(cell.region, []).append(cell)
-    return {region: card_panel(region, found[region], comparison) for region in regions_of(comparison)}
+    shown = (region for region in regions_of(comparison) if region in found)
+    return {region: card_panel(region, found[region], comparison) for region in shown}
 
 
 def regions_of(comparison: Comparison) -> list[str]:
@@ -185,12 +187,23 @@ def card_panel(title: str, cells: Sequence[Cell], comparison: Comparison) -> Fig
     marks.append(Text(width - 2, 14, axis, "end"))
     for i, channel in enumerate(channels):
         marks.append(Text(left - 6, top + _HEIGHT * i + 15, channel, "end", 11.0, INK))
+    drawn: list[Mark] = []
     for cell in cells:
         x = left + step * leads.index(cell.lead_time)
         y = top + _HEIGHT * channels.index(cell.channel)
-        marks += _cell(cell, (x, y), step, numbers, comparison)
+        drawn += _cell(cell, (x, y), step, numbers, comparison)
+    marks += sorted(drawn, key=_layer)
     label = f"{title}: {len(channels)} channels by {len(leads)} lead times"
     return Figure(width, top + _HEIGHT * len(channels) + 2, tuple(marks), label)
+
+
+def _layer(mark: Mark) -> tuple[int, bool, float, str, str, bool]:
+    """Order of painting: ground, hatching, triangles, what crosses them out, numbers; alike side by side."""
+    if isinstance(mark, Lines):
+        return 1, mark.opacity == 1, mark.width, mark.stroke, mark.fill, False
+    if isinstance(mark, Text):
+        return 2, True, mark.size, mark.fill, "", mark.bold
+    return 0, True, 0.0, "", "", False
 
 
 def _cell(
@@ -200,7 +213,7 @@ def _cell(
     box = (x + 0.5, y + 0.5, step - 1.0, _HEIGHT - 1.0)
     per_cent = 100 * cell.skill
     tip = describe(cell, comparison)
-    tested = bool(np.isfinite(per_cent) and np.isfinite(cell.p_value))
+    tested = not (np.isnan(per_cent) or np.isnan(cell.p_value))
     shade = class_colour(per_cent) if tested else _UNTESTED
     marks: list[Mark] = [Rect(*box, shade, "", tip)]
     if doubtful(cell) or not tested:
@@ -208,12 +221,13 @@ def _cell(
     if not tested:
         return marks
     ink = class_ink(per_cent)
-    centre = (x + 7, y + _HEIGHT / 2) if numbers else (x + step / 2, y + _HEIGHT / 2)
-    marks.append(_triangle(centre, per_cent, cell.significant, ink))
+    centre = (x + 5.5, y + _HEIGHT / 2) if numbers else (x + step / 2, y + _HEIGHT / 2)
+    if per_cent:
+        marks.append(_triangle(centre, per_cent, cell.significant, ink))
     if lenient(cell, comparison):
         marks.append(_flaw(centre, per_cent, shade))
     if numbers:
-        marks.append(Text(x + step - 4, y + 15, _size(per_cent), "end", _SMALL, ink, cell.significant))
+        marks.append(Text(x + step - 2.5, y + 15, _size(per_cent), "end", _SMALL, ink, cell.significant))
     return marks
 
 
@@ -296,15 +310,17 @@ def number_panel(
 
 
 def _short(row: Sequence[float]) -> tuple[list[str], str]:
-    """Numbers of one size in at most five characters, and the power of ten that they are to be taken by."""
+    """Numbers in at most five characters, the largest with two digits or more, and the power of ten."""
     known = [abs(v) for v in row if np.isfinite(v)]
     largest = max(known, default=0.0)
     power = 0
-    if largest and not 0.01 <= largest < 1e4:
+    if largest and not 0.0995 <= largest < 9999.5:
         power = int(np.floor(np.log10(largest)))
         largest /= 10.0**power
-    places = 0 if largest >= 100 else 1 if largest >= 10 else 2
-    texts = [f"{v / 10.0**power:.{places}f}".replace("-", "−") if np.isfinite(v) else "–" for v in row]
+    places = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
+    # Adding zero makes the negative zero a positive one.
+    numbers = [round(v / 10.0**power, places) + 0.0 if np.isfinite(v) else v for v in row]
+    texts = [f"{v:.{places}f}".replace("-", "−") if np.isfinite(v) else "–" for v in numbers]
     raised = str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return texts, f"10{raised}" if power else ""
 
@@ -319,12 +335,15 @@ def describe(cell: Cell, comparison: Comparison) -> str:
     for name, score in ((comparison.model_a, cell.score_a), (comparison.model_b, cell.score_b)):
         lines.append(f"{name} {score:.4g}{unit}" if np.isfinite(score) else f"{name} without score")
     if np.isfinite(cell.p_value):
-        lines.append(f"difference {cell.difference:.3g} [{cell.low:.3g}, {cell.high:.3g}]{unit}")
+        span = f"95 % from {cell.low:.3g} to {cell.high:.3g}"
+        lines.append(f"difference in loss {cell.difference:.3g}{unit}, {span}")
         if np.isfinite(cell.skill):
-            lines[-1] += f", {100 * abs(cell.skill):.3g} % {'better' if cell.skill >= 0 else 'worse'}"
-        lines.append(f"p {cell.p_value:.2g}, corrected {cell.p_adjusted:.2g}")
+            size = f"{100 * abs(cell.skill):.3g} % {'better' if cell.skill > 0 else 'worse'}"
+            lines[-1] += f", {size if cell.skill else 'equal'}"
+        lines.append(f"p {p_text(cell.p_value)}, corrected {p_text(cell.p_adjusted)}")
         if not comparison.by_default:
-            lines.append(f"by the default test {cell.p_ewc_ar1:.2g}, corrected {cell.p_robust:.2g}")
+            sound = f"{p_text(cell.p_ewc_ar1)}, corrected {p_text(cell.p_robust)}"
+            lines.append(f"by the default test p {sound}")
     starts = f"{cell.n} starts, {cell.n_dropped} dropped"
     if np.isfinite(cell.n_effective):
         starts += f", {cell.n_effective:.0f} effective (inflation {cell.inflation:.2f})"
@@ -333,7 +352,11 @@ def describe(cell: Cell, comparison: Comparison) -> str:
 
 def legend(comparison: Comparison) -> list[Figure]:
     """Key of colours, triangles and hatching, entry by entry."""
-    model_a, model_b = comparison.model_a, comparison.model_b
+    return [_colour_scale(), *_signs(comparison)]
+
+
+def _colour_scale() -> Figure:
+    """Colours from worse to better with the edges of their classes."""
     marks: list[Mark] = []
     values = [-75, -35, -15, -7, -3, -1.5, 0, 1.5, 3, 7, 15, 35, 75]
     edges = [*map(str, CLASS_EDGES[::-1]), *map(str, CLASS_EDGES)]
@@ -346,12 +369,13 @@ def legend(comparison: Comparison) -> list[Figure]:
         Text(0, 13, "worse", "start", 12.0, INK),
         Text(wide + 6, 13, "better, in %", "start", 12.0, INK),
     ]
-    scale = Figure(
-        wide + 6 + text_width("better, in %", 12.0),
-        30,
-        tuple(marks),
-        "colours of the scorecard: worse to better",
-    )
+    width = wide + 6 + text_width("better, in %", 12.0)
+    return Figure(width, 30, tuple(marks), "colours of the scorecard: worse to better")
+
+
+def _signs(comparison: Comparison) -> list[Figure]:
+    """What triangles, their filling and hatching say."""
+    model_a, model_b = comparison.model_a, comparison.model_b
     ink = "#16202a"
     entries = [
         _entry([_triangle((8, 9), 15, True, ink)], f"{model_a} is better than {model_b}", 18),
@@ -384,7 +408,7 @@ def legend(comparison: Comparison) -> list[Figure]:
         marks = [_triangle((8, 9), 15, True, ink), _flaw((8, 9), 15, "#ffffff")]
         marks += [_triangle((24, 9), -15, True, ink), _flaw((24, 9), -15, "#ffffff")]
         entries.insert(4, _entry(marks, "significant by this test, not by the default one", 34))
-    return [scale, *entries]
+    return entries
 
 
 def _entry(marks: Sequence[Mark], words: str, left: float = 0) -> Figure:
@@ -405,6 +429,8 @@ def _settings(comparison: Comparison, width: float) -> Figure:
 
 def _size(per_cent: float) -> str:
     """Magnitude with two digits; the triangle has the sign."""
+    if abs(per_cent) >= 999.5:
+        return ">1k"
     return f"{abs(per_cent):.0f}" if abs(per_cent) >= 9.95 else f"{abs(per_cent):.1f}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -36,6 +37,8 @@ OWN_ANALYSIS = np.timedelta64(2, "D")
 # Weights of the same points are summed in the same order; a single polar cell of a 0.25 degree grid is 8e-10
 # of the globe.
 _SAME_WEIGHT = 1e-12
+# The same values summed in another order.
+_SAME_SCORE = 64 * np.finfo(np.float64).eps
 _EACH: tuple[Method, ...] = ("iid", "geer", "ewc", "ewc_ar1")
 
 
@@ -140,19 +143,19 @@ def _empty(names: Sequence[str]) -> xr.Dataset:
 def cells_of(
     metric: Metric, pair: Pair, both: Mask, either: Mask, test: Test, average: Average, own: bool
 ) -> list[Cell]:
-    """Cells of one metric in the order of channel, region and lead time."""
+    """Cells of one metric in the `natural` order of channels, then of region and lead time."""
     shape = both.shape[:3]
     flat = both.reshape(-1, *both.shape[2:])
     dropped = np.sum(either & ~both, axis=-1).reshape(flat.shape[:2])
     present = np.asarray(either.any(axis=-1)).reshape(flat.shape[:2])
     ids = [s.id for s in metric.statistics]
     sides = [_arrays(side, ids, average) for side in pair.sides]
-    found = {}
+    numbered = {}
     for group in groups(flat):
         for cell, columns in zip(group.cells, _group(metric, pair, group, sides, test, own), strict=True):
             if present[cell, group.lead]:
                 channel, region = np.unravel_index(cell, shape[:2])
-                found[cell, group.lead] = Cell(
+                numbered[cell, group.lead] = Cell(
                     metric=metric.name,
                     channel=str(pair.sides[0]["channel"].values[channel]),
                     region=str(pair.sides[0]["region"].values[region]),
@@ -163,7 +166,8 @@ def cells_of(
                     significant=False,
                     **columns,
                 )
-    return [found[key] for key in sorted(found)]
+    in_order = (numbered[key] for key in sorted(numbered))
+    return sorted(in_order, key=lambda cell: natural(cell.channel))
 
 
 @dataclass(frozen=True)
@@ -209,38 +213,28 @@ def _fill(
     """Put scores, differences and tests into the columns and return notes."""
     series = [take_all(side.statistics, group) for side in sides]
     weights = [None if side.weights is None else take_all(side.weights, group) for side in sides]
-    for side in series:
-        for name, values in side.items():
-            if values.ndim > 2:
-                check_lengths(name, np.moveaxis(values, 0, -2))
     lines, losses = [], []
     for letter, arrays, s, w in zip("ab", sides, series, weights, strict=True):
+        for name, values in s.items():
+            if values.ndim > 2:
+                check_lengths(name, np.moveaxis(values, 0, -2))
         score, line = linearised(metric, s, w)
         columns[f"score_{letter}"] = score
         losses.append(_distance(metric.goal, score))
         lines.append(_oriented(metric.goal, score, line))
         if arrays.bias is not None:
             columns[f"bias_{letter}"] = group.take(arrays.bias).mean(axis=0)
-    difference, line = losses[0] - losses[1], lines[0] - lines[1]
-    columns["difference"] = difference
-    columns["skill"] = np.divide(
-        -difference, np.abs(losses[1]), out=np.full_like(difference, np.nan), where=losses[1] != 0
-    )
+    difference, line = _differences(losses, lines)
+    columns["difference"], columns["skill"] = difference, _skill(difference, losses[1])
     horizon, regular = spacing(pair.starts[group.starts], pair.leads[group.lead])
-    ok = np.isfinite(line).all(axis=0)
-    naive = np.full_like(difference, np.nan)
-    for method in _EACH:
-        if ok.any():
-            tests = mean_tests(line[:, ok], method)
-            columns[f"p_{method}"][ok] = tests.p_value
-            naive[ok] = tests.naive
+    naive = _each_p_value(columns, line)
     if test.method == "bootstrap":
         counts, _ = test.counts(line)
         drawn = [
             _distance(metric.goal, resampled(metric.value, s, counts, w))
             for s, w in zip(series, weights, strict=True)
         ]
-        found = test.of_draws(drawn[0] - drawn[1], difference)
+        found = test.of_draws(drawn[0] - drawn[1], difference, line, regular)
     else:
         found = test.of_series(line, difference, horizon, regular)
     for name in ("stderr", "df", "low", "high", "p_value"):
@@ -250,6 +244,31 @@ def _fill(
         columns["inflation"], columns["n_effective"] = ratio, len(group.starts) / ratio**2
     close = _close_to_target(metric.goal, losses, lines, ratio)
     return [(*n, *("near its target",) * bool(c)) for n, c in zip(found.notes, close, strict=True)]
+
+
+def _differences(losses: Sequence[Vector], lines: Sequence[Vector]) -> tuple[Vector, Vector]:
+    """Difference of the losses and of their linearisations, free of variation that is rounding alone."""
+    difference, line = losses[0] - losses[1], lines[0] - lines[1]
+    rounding = _SAME_SCORE * np.maximum(*(np.abs(one).max(axis=0) for one in lines))
+    difference = np.where(np.abs(line).max(axis=0) <= rounding, 0.0, difference)
+    return difference, np.where(np.abs(line - difference).max(axis=0) <= rounding, difference, line)
+
+
+def _skill(difference: Vector, baseline: Vector) -> Vector:
+    """Improvement over the baseline relative to it; infinite for a baseline of zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(difference == 0, 0.0, -difference / np.abs(baseline)))
+
+
+def _each_p_value(columns: dict[str, Vector], line: Vector) -> Vector:
+    """Put the p-values by every standard error into the columns and return that of independent starts."""
+    naive, ok = np.full(line.shape[1], np.nan), np.isfinite(line).all(axis=0)
+    if ok.any():
+        for method in _EACH:
+            tests = mean_tests(line[:, ok], method)
+            columns[f"p_{method}"][ok] = tests.p_value
+        naive[ok] = tests.naive
+    return naive
 
 
 def _close_to_target(
@@ -277,6 +296,16 @@ def _oriented(goal: Goal, score: Vector, line: Vector) -> Vector:
         target = float(goal == "one")
         return np.asarray(np.where(score >= target, 1.0, -1.0) * (line - target))
     return -line if goal == "high" else line
+
+
+def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Key that sorts z50 before z500 and z1000."""
+    return tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.findall(r"\d+|\D+", name))
+
+
+def p_text(p: float) -> str:
+    """A p-value with two digits; below a millionth it says more of the tails assumed than of the data."""
+    return "< 1e-6" if p < 1e-6 else f"{p:.2g}"
 
 
 def hours(step: np.timedelta64) -> str:

@@ -20,13 +20,37 @@ DASHES = ("", "5 3", "1.5 2.5", "8 3 2 3")
 _GRID, _AXIS, _REFERENCE, _BAR = "#e8ecef", "#9aa5af", "#5b6875", "#5a9dcd"
 
 
+# Corners around a point; the first shape is a disc.
+_SHAPES: tuple[tuple[Point, ...], ...] = (
+    (),
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0.0, -1.25), (1.15, 0.9), (-1.15, 0.9)),
+    ((0.0, -1.35), (1.35, 0.0), (0.0, 1.35), (-1.35, 0.0)),
+    ((0.0, 1.25), (1.15, -0.9), (-1.15, -0.9)),
+)
+_RADIUS, _APART = 2.7, 44.0
+
+
+def markers(k: int, points: Sequence[Point], shade: str, title: str = "") -> list[Mark]:
+    """Shape k, with white around it, at every point."""
+    corners = _SHAPES[k % len(_SHAPES)]
+    if not corners:
+        return [Disc(x, y, _RADIUS, shade, title) for x, y in points]
+    runs = [[(x + _RADIUS * dx, y + _RADIUS * dy) for dx, dy in corners] for x, y in points]
+    return [Lines(runs, "#ffffff", 0.5, fill=shade, title=title)] if runs else []
+
+
 def colour(k: int) -> str:
     """Colour of series k."""
     return SERIES_COLOURS[k % len(SERIES_COLOURS)]
 
 
 class Series(NamedTuple):
-    """One line of a panel, with a band (low, high) around it or `points` marked."""
+    """One line of a panel with a band (low, high) around it.
+
+    `marker` is the number of the shape that tells the line apart without its colour, here and there on the
+    line or, with `points`, on every value.
+    """
 
     name: str
     x: Vector
@@ -36,6 +60,7 @@ class Series(NamedTuple):
     low: Vector | None = None
     high: Vector | None = None
     points: bool = False
+    marker: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +148,7 @@ class Reliability(NamedTuple):
     calibrated: Vector | None = None
     low: Vector | None = None
     high: Vector | None = None
+    marker: int | None = None
 
 
 def reliability_panel(title: str, curves: Sequence[Reliability]) -> Figure:
@@ -137,6 +163,7 @@ def reliability_panel(title: str, curves: Sequence[Reliability]) -> Figure:
             c.colour,
             "" if c.calibrated is None else "1.5 2.5",
             points=True,
+            marker=c.marker,
         )
         for c in curves
     ]
@@ -190,12 +217,14 @@ def _sharpness(curves: Sequence[Reliability], across: Scale, size: tuple[int, in
     yield Text((_LEFT + size[0] - _RIGHT) / 2, size[1] - 5, "forecast probability; share of points", "middle")
 
 
-def key(entries: Sequence[tuple[str, str, str]]) -> list[Figure]:
-    """Legend, entry by entry: name, colour and dash of each line."""
+def key(entries: Sequence[tuple[str, str, str, int | None]]) -> list[Figure]:
+    """Legend, entry by entry: name, colour, dash and marker of each line."""
     out = []
-    for name, shade, dash in entries:
-        marks = (Lines([[(0, 8), (26, 8)]], shade, 2.4, dash), Text(32, 12, name, "start", 12.0, INK))
-        out.append(Figure(32 + text_width(name, 12.0), 17, marks, name))
+    for name, shade, dash, shape in entries:
+        marks: list[Mark] = [Lines([[(0, 8), (26, 8)]], shade, 2.4, dash)]
+        marks += [] if shape is None else markers(shape, [(13, 8)], shade)
+        marks.append(Text(32, 12, name, "start", 12.0, INK))
+        out.append(Figure(32 + text_width(name, 12.0), 17, tuple(marks), name))
     return out
 
 
@@ -374,9 +403,19 @@ def _within(value: float, scale: Scale) -> float:
 def _line(s: Series, across: Scale, up: Scale) -> Iterable[Mark]:
     runs = _runs(s.x, s.y, across, up)
     yield Lines([r for r in runs if len(r) > 1], s.colour, 1.8, s.dash, title=s.name)
-    for run in runs:
-        if s.points or len(run) == 1:
-            yield from (Disc(x, y, 2.4, s.colour, s.name) for x, y in run)
+    shown = [point for run in runs if s.points or len(run) == 1 for point in run]
+    if s.marker is not None and not s.points:
+        shown += _spread_out([point for run in runs if len(run) > 1 for point in run], s.marker)
+    yield from markers(s.marker or 0, shown, s.colour, s.name)
+
+
+def _spread_out(points: Sequence[Point], k: int) -> Iterable[Point]:
+    """Points of a line for markers: apart from one another, and from those of lines with another number."""
+    free = points[0][0] + _APART * (k % len(_SHAPES)) / len(_SHAPES) if points else 0.0
+    for x, y in points:
+        if x >= free:
+            yield x, y
+            free = x + _APART
 
 
 def _band(s: Series, across: Scale, up: Scale) -> Iterable[Mark]:

@@ -302,6 +302,7 @@ def _fill_climatology(command: argparse.ArgumentParser) -> None:
     command.add_argument("history", nargs="+", help="files of past states")
     command.add_argument("-o", "--output", required=True, help="netCDF file, or a folder that ends in .zarr")
     command.add_argument("--channels", type=names, metavar="A,B")
+    command.add_argument("--period", metavar="A/B", help="states from A to B, without the verified ones")
     command.add_argument("--quantiles", type=checked(numbers), default=(), metavar="0.1,0.9")
     command.add_argument("--window-days", type=int, default=30)
     command.add_argument("--kernel", choices=get_args(Kernel), default="triangle")
@@ -328,7 +329,9 @@ def _fill_climatology(command: argparse.ArgumentParser) -> None:
 
 
 def _fill_doctor(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", nargs="+", metavar="FORECAST", help="files of the forecast")
+    command.add_argument(
+        "path", nargs="+", metavar="FORECAST", help="files of the forecast, or the configuration of a run"
+    )
     _add_sources(command)
     command.add_argument(
         "--samples", type=checked(positive), default=12, metavar="N", help="chunks that are read"
@@ -371,14 +374,15 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
     "climatology": (
         _fill_climatology,
         "build a climatology by day of the year and hour",
-        'example: wx-eval climatology "era5/199*.nc" --channels z500,t850 --quantiles 0.1,0.9 -o clim.nc',
+        "example: wx-eval climatology era5.zarr --period 1990/2019 --channels z500,t850 -o clim.zarr",
     ),
     "doctor": (
         _fill_doctor,
         "look for faults in a forecast and its truth",
         "examples:\n"
         '  wx-eval doctor "ens/*.grib" --truth era5.zarr\n'
-        "  wx-eval doctor ens.zarr --stations metar.parquet --orography static.nc:z",
+        "  wx-eval doctor ens.zarr --stations metar.parquet --orography static.nc:z\n"
+        "  wx-eval doctor run.toml",
     ),
     "tracks": (fill_tracks, "find tropical cyclones in a forecast", TRACKS_EXAMPLE),
     "score-tracks": (fill_score, "score tracks of cyclones against best tracks", SCORE_EXAMPLE),

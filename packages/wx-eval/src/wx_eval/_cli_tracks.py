@@ -45,8 +45,11 @@ def tracks(arguments: Arguments) -> int:
     """Track cyclones in every start and member."""
     import numpy as np
 
-    from ._config import SourceSettings, chosen_inits, settings_of
+    from ._config import chosen_inits
+    from ._files import write_whole
     from ._open import Forecast
+    from ._readers import settings_of
+    from ._sections import SourceSettings
     from ._tracker import Tracker, track_forecasts
 
     data: dict[str, Any] = {"path": arguments.path, "rename": dict(arguments.rename)}
@@ -68,7 +71,7 @@ def tracks(arguments: Arguments) -> int:
     source = source.select(channels=wanted, lead_times=leads)
     starts = chosen_inits(arguments.inits, source.init_times)
     found = track_forecasts(Forecast(source).chunks(starts), tracker)
-    found.to_parquet(arguments.output)
+    write_whole(Path(arguments.output), found.to_parquet)
     print(
         f"{arguments.output}: {len(found.tracks)} tracks of {found.init_times.size} starts and "
         f"{found.members} members"
@@ -102,8 +105,9 @@ def score(arguments: Arguments) -> int:
     """Score tracks against best tracks."""
     import numpy as np
 
-    from ._config import settings_of
     from ._cyclones import Matching, score_tracks
+    from ._files import write_whole
+    from ._readers import settings_of
     from ._tracks import TrackForecasts, TrackLayout, read_tracks
 
     layout = settings_of(arguments.layout, TrackLayout, "layout")
@@ -120,6 +124,6 @@ def score(arguments: Arguments) -> int:
         regions=arguments.regions,
         truth_name=Path(arguments.best).name.split(".")[0],
     )
-    records.to_parquet(arguments.output)
+    write_whole(Path(arguments.output), records.to_parquet)
     print(f"{arguments.output}: {len(records)} rows of {', '.join(records.models)}")
     return 0

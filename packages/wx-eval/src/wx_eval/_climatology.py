@@ -11,14 +11,17 @@ from typing import Self, get_args
 import numpy as np
 import xarray as xr
 
+from ._dims import standard_names, stored_size
 from ._fields import as_history, seconds
 from ._files import open_datasets
 from ._grid import Array, digest
+from ._kept import Kept
 from ._pieces import Memory, written
 from ._protocols import History
 from ._seasons import QUANTILE, SLOTS, SUFFIXES, Calendar, Kernel, Sweeps, check_calendar, slots, window
 
-_SPACE_ALIASES = {"lat": "latitude", "lon": "longitude"}
+# Of pieces of the storage: one holds the fields of many days, and successive leads need successive days.
+_KEPT_BYTES = 128 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,7 @@ class DayClimatology:
     calendar: Calendar
     channels: Mapping[str, str | tuple[str, float]]
     _dry: dict[str, xr.Variable] = field(default_factory=dict, init=False, repr=False)
+    _kept: Kept = field(default_factory=lambda: Kept(_KEPT_BYTES), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_calendar(self.calendar)
@@ -83,10 +87,11 @@ class DayClimatology:
         Raises:
             ValueError: when name or calendar are not known, or variables, hours or days are absent.
         """
-        dataset = dataset.rename({a: b for a, b in _SPACE_ALIASES.items() if a in dataset.dims})
-        for key, given in (("name", name), ("calendar", calendar)):
+        dataset = standard_names(dataset)
+        told = (("name", name, "ERA5 1990-2019"), ("calendar", calendar, "doy"))
+        for key, given, example in told:
             if given is None and key not in dataset.attrs:
-                raise ValueError(f"the dataset has no attribute {key!r}: pass {key}=")
+                raise ValueError(f"the climatology states no {key}: give it, such as {key} = {example!r}")
         if channels is None:
             endings = (*(s for s in SUFFIXES.values() if s), QUANTILE)
             found = [str(v) for v in dataset if not str(v).endswith(endings)]
@@ -219,21 +224,32 @@ class DayClimatology:
         time: np.datetime64,
     ) -> xr.Variable:
         """One field (*space)."""
-        array = self.dataset.variables[variable + suffix]
+        array, place = self.dataset.variables[variable + suffix], {}
         if level is not None:
-            array = array.isel(level=_nearest(self.dataset["level"].values, level, f"levels of {variable!r}"))
+            place["level"] = _nearest(self.dataset["level"].values, level, f"levels of {variable!r}")
         if probability is not None:
             kept = self.dataset["quantile"].values
-            array = array.isel(quantile=_nearest(kept, probability, f"quantiles of {self.name!r}"))
-        space = [d for d in array.dims if d not in ("hour", "dayofyear")]
+            place["quantile"] = _nearest(kept, probability, f"quantiles of {self.name!r}")
+        space = [d for d in array.dims if d not in ("hour", "dayofyear", *place)]
         if set(space) == {"latitude", "longitude"}:
             space = ["latitude", "longitude"]
         if suffix != SUFFIXES["seeps_dry_fraction"]:
-            hour, day = self._place(time)
-            return array.isel(hour=hour, dayofyear=day).transpose(*space)
+            place["hour"], place["dayofyear"] = self._place(time)
+            return self._read(variable + suffix, place).transpose(*space)
         if channel not in self._dry:
-            self._dry[channel] = array.mean(("hour", "dayofyear")).transpose(*space)
+            self._dry[channel] = array.isel(place).mean(("hour", "dayofyear")).transpose(*space)
         return self._dry[channel]
+
+    def _read(self, name: str, place: Mapping[str, int]) -> xr.Variable:
+        """One entry along each dim of `place`, from the piece of the storage that holds it."""
+        array = self.dataset.variables[name]
+        sizes = {dim: max(1, stored_size(array, dim)) for dim in place}
+        first = {dim: at // sizes[dim] * sizes[dim] for dim, at in place.items()}
+        piece = array.isel({dim: slice(at, at + sizes[dim]) for dim, at in first.items()})
+        if piece.nbytes > _KEPT_BYTES // 4 or max(sizes.values()) == 1:
+            return array.isel(place)
+        values = self._kept.get((name, *first.items()), lambda: np.asarray(piece.values))
+        return xr.Variable(array.dims, values).isel({dim: at - first[dim] for dim, at in place.items()})
 
     def _place(self, valid_time: np.datetime64) -> tuple[int, int]:
         """Positions along hour and dayofyear."""
@@ -261,7 +277,8 @@ def _probability(statistic: str) -> float | None:
 
 
 def _nearest(kept: Array, value: float, what: str) -> int:
-    where = np.flatnonzero(np.abs(kept - value) < 1e-9)
+    # Coordinates may be stored in float32.
+    where = np.flatnonzero(np.isclose(kept, value, rtol=1e-6, atol=0))
     if not where.size:
         raise ValueError(f"the {what} are {kept.tolist()}, not {value}")
     return int(where[0])

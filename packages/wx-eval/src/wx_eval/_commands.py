@@ -17,8 +17,10 @@ from ._cli_vectors import vectors
 if TYPE_CHECKING:
     from ._compare import Comparison
     from ._config import RunSettings
+    from ._doctor import Diagnosis
     from ._records import Records
     from ._report import Report
+    from ._sections import PointSettings, SourceSettings, StationSettings
 
 
 def _settings(arguments: Arguments) -> RunSettings:
@@ -56,7 +58,7 @@ def _run(arguments: Arguments) -> int:
         starts = records.init_times
         print(
             f"{settings.path(settings.output)}: {len(records)} rows of {starts.size} starts, "
-            f"{len(records.channels)} channels, {records.lead_times.size} lead times"
+            f"{records.lead_times.size} lead times, channels {', '.join(records.channels)}"
         )
     return FINE
 
@@ -80,8 +82,10 @@ def _sources(arguments: Arguments) -> dict[str, dict[str, Any]]:
 
 
 def _merge(arguments: Arguments) -> int:
+    from ._files import write_whole
+
     records = _read(arguments.records)
-    records.to_parquet(arguments.output)
+    write_whole(Path(arguments.output), records.to_parquet)
     print(f"{arguments.output}: {len(records)} rows of {', '.join(records.models)}")
     return FINE
 
@@ -264,10 +268,14 @@ def _check_metrics(arguments: Arguments, records: Records) -> None:
 def _climatology(arguments: Arguments) -> int:
     from ._climatology import DayClimatology
     from ._open import Truth, open_source
+    from ._readers import period
 
     source = open_source(arguments.history, "history", truth=True, channels=arguments.channels)
+    history = Truth(source)
+    if arguments.period is not None:
+        history = history.within(*period(arguments.period))
     built = DayClimatology.build(
-        Truth(source),
+        history,
         quantiles=arguments.quantiles,
         seeps={channel: float(dry) for channel, dry in arguments.seeps},
         window_days=arguments.window_days,
@@ -282,48 +290,81 @@ def _climatology(arguments: Arguments) -> int:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from ._config import SourceSettings
     from ._doctor import doctor
+    from ._sections import StationSettings
 
-    sections = _sources(arguments)
-    sections["forecast"]["path"] = arguments.path
-    if arguments.stations is not None:
-        return _doctor_stations(arguments, sections)
-    if not sections["truth"].get("path"):
-        raise ValueError("doctor needs a truth: --truth PATH, or --stations PATH")
-    sides = {name: SourceSettings.parse(data, name).open(name) for name, data in sections.items()}
-    diagnosis = doctor(sides["forecast"], sides["truth"], samples=arguments.samples, seed=arguments.seed)
+    forecast, truth, points, folder = _examined(arguments)
+    if isinstance(truth, StationSettings):
+        return _doctor_stations(arguments, forecast, truth, points, folder)
+    sides = forecast.open("forecast", folder), truth.open("truth", folder)
+    return _told(doctor(*sides, samples=arguments.samples, seed=arguments.seed))
+
+
+def _told(diagnosis: Diagnosis) -> int:
     print(diagnosis.text())
     return FINE if diagnosis.healthy else FOUND
 
 
-def _doctor_stations(arguments: Arguments, sections: dict[str, dict[str, Any]]) -> int:
-    from ._config import SourceSettings, StationSettings
+def _examined(
+    arguments: Arguments,
+) -> tuple[SourceSettings, SourceSettings | StationSettings, PointSettings | None, Callable[[str], str]]:
+    """Forecast, truth, the way to stations and where paths are, from options or a configuration of `run`."""
+    from ._config import load
+    from ._sections import SourceSettings, StationSettings
+
+    sections = _sources(arguments)
+    if arguments.path[0].endswith(".toml"):
+        if len(arguments.path) > 1 or arguments.stations is not None or any(sections.values()):
+            raise ValueError("a configuration names forecast and truth: drop the other paths and options")
+        settings = load(arguments.path[0], {})
+        if not isinstance(settings.forecast, SourceSettings):
+            raise ValueError("doctor examines files of a forecast, and the configuration has a baseline")
+        return settings.forecast, settings.truth, settings.stations, settings.path
+    forecast = SourceSettings.parse({"path": arguments.path, **sections["forecast"]}, "forecast")
+    if arguments.stations is not None:
+        truth = StationSettings.parse({"stations": arguments.stations, **sections["truth"]})
+        return forecast, truth, None, str
+    if not sections["truth"].get("path"):
+        raise ValueError("doctor needs a truth: --truth PATH, --stations PATH, or a configuration of run")
+    return forecast, SourceSettings.parse(sections["truth"], "truth"), None, str
+
+
+def _doctor_stations(
+    arguments: Arguments,
+    side: SourceSettings,
+    section: StationSettings,
+    points: PointSettings | None,
+    folder: Callable[[str], str],
+) -> int:
     from ._doctor_stations import doctor_stations
     from ._job import observed_variables, station_reports, surface_height
 
-    section = StationSettings.parse({"stations": arguments.stations, **sections["truth"]})
-    forecast = SourceSettings.parse(sections["forecast"], "forecast").open("forecast").eastwards()
+    forecast = side.open("forecast", folder).eastwards()
     variables = observed_variables(section)
     if section.channels is None:
         variables = tuple(v for v in variables if v.channel in forecast.channels) or variables
     times = np.unique(np.array([sum(key) for key in forecast.keys], "datetime64[s]"))
     orography = None
+    method = arguments.interpolation if points is None else points.interpolation
+    if method == "nearest_land":
+        # The share of land is no part of what is examined.
+        method = "nearest"
     if arguments.orography is not None:
         path, _, variable = arguments.orography.rpartition(":")
         if not path:
             raise ValueError(f"--orography needs PATH:VARIABLE, got {arguments.orography!r}")
         orography = surface_height(path, variable, forecast)
+    elif points is not None and points.orography is not None:
+        orography = surface_height(folder(points.orography.path), points.orography.variable, forecast)
     diagnosis = doctor_stations(
         forecast,
-        station_reports(section, variables, times),
-        interpolation=arguments.interpolation,
+        station_reports(section, variables, times, folder),
+        interpolation=method,
         orography=orography,
         samples=arguments.samples,
         seed=arguments.seed,
     )
-    print(diagnosis.text())
-    return FINE if diagnosis.healthy else FOUND
+    return _told(diagnosis)
 
 
 def _info(arguments: Arguments) -> int:
@@ -340,6 +381,16 @@ def _table_facts(paths: Sequence[str]) -> dict[str, Any]:
 
     if len(paths) == 1 and not holds_records(paths[0]):
         from ._doctor_stations import station_facts
+        from ._tracks import TrackForecasts, holds_tracks
+
+        if holds_tracks(paths[0]):
+            found = TrackForecasts.from_parquet(paths[0])
+            return {
+                "tracks": len(found.tracks),
+                "starts": _range(found.init_times),
+                "lead times": _range(found.lead_times),
+                "members": found.members,
+            }
 
         return station_facts(paths[0])
     from ._scores import metric_from_dict
@@ -353,7 +404,7 @@ def _table_facts(paths: Sequence[str]) -> dict[str, Any]:
         "starts": _range(records.init_times),
         "lead times": _range(records.lead_times),
         "metrics": ", ".join(n for n, d in records.metrics.items() if metric_from_dict(d)),
-        **{k: v for k, v in vars(records.conventions).items() if isinstance(v, str)},
+        **{k: v for k, v in vars(records.conventions).items() if v and isinstance(v, str)},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,215 +12,16 @@ import pyarrow.compute as pc
 
 from ._cells import OWN_ANALYSIS as OWN_ANALYSIS
 from ._cells import Cell as Cell
-from ._cells import Pair, cells_of, hours
+from ._cells import Pair, cells_of
+from ._comparison import Comparison as Comparison
+from ._comparison import sizes_text
 from ._grid import Vector
 from ._inference import Method
 from ._metrics import Metric
-from ._multiplicity import Correction, adjusted, benjamini_hochberg
-from ._records import Conventions, Records
+from ._multiplicity import Correction, adjusted
+from ._records import Records
 from ._samples import Sample, Test
 from ._scores import Average, needed, resolve
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Scores of model a against model b over the starts that both have, cell by cell.
-
-    Attributes:
-        model_a: name of the model under test.
-        model_b: name of the baseline.
-        metrics: names of what is compared.
-        cells: one per metric, channel, region and lead time.
-        method: of the standard error behind `p_value`.
-        correction: for the number of tests.
-        alpha: level of significance, after the correction.
-        members_a: ensemble sizes found.
-        members_b: ensemble sizes found.
-        first_start: first start that entered any cell.
-        last_start: last start that entered any cell.
-        spacing: between starts, None when uneven.
-        conventions: of both sets of records.
-        n_corrected: tests that were corrected together, more than `n_tests` in one of several cards.
-        n_cards: cards of which these are the tests.
-        sample: which starts enter, see `compare`.
-        months: of the starts, empty for all.
-        lag: how much earlier b started, None for at the same time.
-        average: over starts.
-        resampling: of the bootstrap, "" without one.
-        metric_units: `Metric.unit` by name.
-        regridding: what was done to each forecast before it was scored, "" where the records do not tell.
-    """
-
-    model_a: str
-    model_b: str
-    metrics: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    method: str
-    correction: Correction
-    alpha: float
-    members_a: tuple[int, ...]
-    members_b: tuple[int, ...]
-    first_start: np.datetime64
-    last_start: np.datetime64
-    spacing: np.timedelta64 | None
-    conventions: Conventions
-    n_corrected: int
-    sample: Sample = "each"
-    months: tuple[int, ...] = ()
-    lag: np.timedelta64 | None = None
-    average: Average = "starts"
-    resampling: str = ""
-    metric_units: Mapping[str, str] = field(default_factory=dict)
-    n_cards: int = 1
-    regridding: tuple[str, str] = ("", "")
-
-    @property
-    def title(self) -> str:
-        """Who is compared, and how if not by a t test."""
-        return f"{self.model_a} against {self.model_b}" + (", bootstrap" if self.resampling else "")
-
-    @property
-    def by_default(self) -> bool:
-        """Whether test and correction are the defaults of `compare`, to which `Cell.robust` refers."""
-        return (self.method, self.correction) == ("ewc_ar1", "benjamini-hochberg")
-
-    @property
-    def n_tests(self) -> int:
-        """Cells that were tested."""
-        return sum(not np.isnan(cell.p_value) for cell in self.cells)
-
-    @property
-    def expected_false_positives(self) -> float:
-        """Expected number of cells below alpha without a correction if the models were equal."""
-        return self.alpha * self.n_tests
-
-    @property
-    def field_p_value(self) -> float:
-        """P-value of no difference in any cell: the smallest after Benjamini-Hochberg (test of Simes 1986).
-
-        Valid under positive dependence between cells, where counting significant cells is not (Wilks 2016,
-        Bull. Am. Meteorol. Soc. 97, 2263). NaN without a test.
-        """
-        p = benjamini_hochberg([cell.p_value for cell in self.cells])
-        return float(np.nanmin(p)) if self.n_tests else np.nan
-
-    def count(self) -> dict[str, int]:
-        """Cells in which a is better or worse, and in how many of them significantly."""
-        better = [cell for cell in self.cells if cell.difference < 0]
-        worse = [cell for cell in self.cells if cell.difference > 0]
-        return {
-            "cells": len(self.cells),
-            "tested": self.n_tests,
-            "better": len(better),
-            "better_significant": sum(cell.significant for cell in better),
-            "worse": len(worse),
-            "worse_significant": sum(cell.significant for cell in worse),
-        }
-
-    def count_robust(self) -> tuple[int, int]:
-        """Cells in which a is significantly better, and worse, by the default test and correction."""
-        sure = [cell.difference for cell in self.cells if cell.robust]
-        return sum(d < 0 for d in sure), sum(d > 0 for d in sure)
-
-    def table(self) -> pa.Table:
-        """One row per cell.
-
-        n starts are paired and n_dropped left out because one model lacks a score. difference = loss_a -
-        loss_b with its standard error (t distribution with df) and 95 % interval, negative if a is better.
-        The loss is the score where low is good, its negative where high is, and |score - 1| or |score| where
-        1 or 0 is. skill = (loss_b - loss_a) / |loss_b|. bias_a and bias_b are mean errors over the same
-        starts, null where the records do not hold them. inflation is the standard error over the one for
-        independent starts, n_effective = n / inflation^2, above n where successive differences alternate.
-        p_iid, p_geer, p_ewc and p_ewc_ar1 come before any correction; p_value is the one of `method`,
-        p_adjusted that after `correction`, p_robust the p_ewc_ar1 after the correction of Benjamini and
-        Hochberg over the same tests, so that a lenient test has a sound one beside it. The notes are those of
-        `paired_test` and
-
-        - "own analysis": the truth is the analysis of a or b and the lead time below two days;
-        - "near its target": a score whose best value is 0 or 1 lies within two standard errors of it, where
-          the loss has a kink and the test is conservative;
-        - "not defined", "fewer than 2 pairs", "lead time beyond the sample": no test was made.
-
-        The settings are in the schema metadata.
-        """
-        columns = {f.name: [getattr(cell, f.name) for cell in self.cells] for f in fields(Cell)}
-        leads = np.array(columns.pop("lead_time"), "timedelta64[s]")
-        notes = pa.array([", ".join(n) for n in columns.pop("notes")], pa.string())
-        # What does not exist is null.
-        kinds = {f.name: pa.float64() for f in fields(Cell) if f.type == "float"}
-        table = pa.table({n: pa.array(c, kinds.get(n), from_pandas=True) for n, c in columns.items()})
-        table = table.append_column("lead_time", pa.array(leads)).append_column("notes", notes)
-        names = [f.name for f in fields(Cell)]
-        return table.select(names).replace_schema_metadata({k: str(v) for k, v in self.settings().items()})
-
-    def settings(self) -> dict[str, str]:
-        """Everything a reader needs to judge or repeat the comparison."""
-        paired = [cell.n for cell in self.cells]
-        dropped = max((cell.n_dropped for cell in self.cells), default=0)
-        spacing = "uneven" if self.spacing is None else hours(self.spacing)
-        c = self.conventions
-        better, worse = self.count_robust()
-        brought = [
-            f"{m}: {t}" for m, t in zip((self.model_a, self.model_b), self.regridding, strict=True) if t
-        ]
-        own = [name for name in (self.model_a, self.model_b) if name in c.truth_models]
-        optional = {
-            "months of starts": " ".join(map(str, self.months)),
-            "pairing": f"{self.model_b} started {hours(self.lag)} earlier, same valid time"
-            if self.lag
-            else "",
-            "own analysis": f"the truth is that of {' and '.join(own)}: below 2 days it is favoured"
-            if own
-            else "",
-            "resampling": self.resampling,
-            "interpolation": c.interpolation,
-            "regridding": "; ".join(brought),
-            "by the default test": ""
-            if self.by_default
-            else f"significantly better in {better} and worse in {worse} cells (ewc_ar1, Benjamini-Hochberg "
-            f"over the same {self.n_corrected} tests)",
-        }
-        return {
-            "models": f"{self.model_a} against {self.model_b}",
-            "metric": ", ".join(self.metrics),
-            "truth": c.truth,
-            "period of starts": f"{self.first_start} to {self.last_start}, spacing {spacing}",
-            "starts paired": f"{_span(paired)} per cell, at most {dropped} dropped",
-            "sample": _SAMPLES[self.sample],
-            "average": f"equal weight of {self.average}" if self.average == "starts" else "weights of points",
-            "members": f"{_sizes(self.members_a)} against {_sizes(self.members_b)}",
-            "weights": c.weights,
-            "grid": c.grid,
-            "climatology": c.climatology or "none",
-            "preset": c.preset or "none",
-            "conventions": c.digest,
-            "test": _TESTS[self.method],
-            "number of tests": f"{self.n_tests} on this card"
-            + (f", {self.n_corrected} on all {self.n_cards} cards" if self.n_cards > 1 else ""),
-            "correction": f"{self.correction} over {self.n_corrected} tests at level {self.alpha:g}"
-            + (", and over those of this card" if self.n_cards > 1 and self.correction != "none" else ""),
-            "expected false positives": f"{self.expected_false_positives:.1f} before the correction",
-            "any difference at all": f"p = {self.field_p_value:.2g} (Simes)",
-            **{name: text for name, text in optional.items() if text},
-        }
-
-
-_SAMPLES: Mapping[str, str] = {
-    "each": "each cell has all its pairs",
-    "starts": "the same starts at all lead times",
-    "valid": "the same valid times at all lead times",
-}
-_T = "two-sided paired t test, standard error"
-_TESTS: Mapping[str, str] = {
-    "iid": f"{_T} iid (independent starts)",
-    "geer": f"{_T} geer (AR(2) inflation)",
-    "geer_wbx": f"{_T} geer_wbx (AR(2) inflation as in WeatherBench-X)",
-    "ewc": f"{_T} ewc (equal-weighted cosines)",
-    "ewc_ar1": f"{_T} ewc_ar1 (equal-weighted cosines, corrected by an AR(1) spectrum)",
-    "hln": "Diebold-Mariano test of Harvey, Leybourne and Newbold (hln)",
-    "hg": "Diebold-Mariano test of Hering and Genton (hg)",
-    "bootstrap": "two-sided stationary bootstrap of starts",
-}
 
 
 def compare(
@@ -269,9 +70,10 @@ def compare(
         average: over starts, see `scores`.
         method: of the p-value, see `paired_test`; "hln" and "hg" get lead time / spacing as horizon.
             "bootstrap" draws blocks of starts, the same for both models, and needs no smooth metric: for AUC,
-            value or few events. Its p-values are not below 1 / (1 + resamples): a large card needs many.
+            value or few events. Its p-values are not below 1 / (1 + resamples): a large card needs many
+            (`Comparison.coarse`). They are not below 2^(1 - T) either, that of T equal signs.
             Blocks cut correlation: at T = 200 it finds a difference between equals in 6 % of cases for
-            correlation 0 and 11 % for 0.5, at T = 50 in 17 % for 0.5.
+            correlation 0 and 11 % for 0.5, at T = 50 in 18 % for 0.5, at T = 1000 in 12 % for 0.9.
         seed: of the bootstrap.
         resamples: of the bootstrap.
         block: mean length of its blocks in starts; by default the mean over the cells of a lead time of the
@@ -340,6 +142,7 @@ def compare(
                 average=average,
                 metric_units={metric.name: metric.unit for metric in chosen},
                 regridding=(regridding(a, names[0]), regridding(b, names[1])),
+                resamples=resamples * (method == "bootstrap"),
                 resampling=f"{resamples} resamples of {blocks}, seed {seed}" if method == "bootstrap" else "",
             )
         ]
@@ -488,20 +291,11 @@ def _check_metric(
     for name, size in zip(names, sizes, strict=True):
         if size and min(size) < most:
             raise ValueError(
-                f"model {name!r} has {_sizes(size)} member(s), for which {metric.name} does not exist: it "
-                f'needs {most}; compare metric "mae" or "rmse"'
+                f"model {name!r} has {sizes_text(size)} member(s), for which {metric.name} does not exist: "
+                f'it needs {most}; compare metric "mae" or "rmse"'
             )
     if getattr(metric, "kind", "") in ("biased", "almost_fair") and sizes[0] != sizes[1]:
         raise ValueError(
-            f"{metric.name} depends on the ensemble size and {names[0]!r} has {_sizes(sizes[0])} members, "
-            f"{names[1]!r} {_sizes(sizes[1])}: use the fair kind"
+            f"{metric.name} depends on the ensemble size and {names[0]!r} has {sizes_text(sizes[0])} "
+            f"members, {names[1]!r} {sizes_text(sizes[1])}: use the fair kind"
         )
-
-
-def _span(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _sizes(members: tuple[int, ...]) -> str:
-    return "/".join(map(str, members))

@@ -12,7 +12,16 @@ import numpy.typing as npt
 from scipy import sparse
 
 from ._case import Case
-from ._events import Threshold, ThresholdLike, as_threshold, has_threshold, threshold_field, threshold_text
+from ._events import (
+    Threshold,
+    ThresholdLike,
+    as_kept,
+    as_threshold,
+    climatological,
+    has_threshold,
+    threshold_field,
+    threshold_text,
+)
 from ._grid import Array
 from ._kernels import EnsembleStatistics, ensemble_statistics
 from ._metrics import Goal, Metric, one_of
@@ -27,6 +36,11 @@ class _Clipped(Statistic):
     lower: Threshold | None = None
     upper: Threshold | None = None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return climatological(self.lower, self.upper)
+
     def valid(self, case: Case) -> npt.NDArray[np.bool_] | None:
         """See `Statistic.valid`."""
         limits = [limit for limit in (self.lower, self.upper) if limit is not None]
@@ -40,7 +54,8 @@ class _Clipped(Statistic):
             values, truth = case.values, case.truth
             for limit, bound in ((self.lower, np.maximum), (self.upper, np.minimum)):
                 if limit is not None:
-                    field = threshold_field(case, limit)
+                    kind = np.result_type(case.values.dtype, case.truth.dtype)
+                    field = as_kept(threshold_field(case, limit), kind)
                     values, truth = bound(values, field), bound(truth, field)
             return ensemble_statistics(values, truth)
 
@@ -118,10 +133,6 @@ class TwCRPS(Metric):
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
         return ((TwCrpsFair if self.kind == "fair" else TwCrpsBiased)(**self._limits),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.statistics[0].id]
 
 
 _PARTS: dict[str, Goal] = {
@@ -219,6 +230,11 @@ class TruthHistogram(Statistic):
     upper: Threshold
     steps: int
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return climatological(self.lower, self.upper)
+
     def valid(self, case: Case) -> npt.NDArray[np.bool_] | None:
         """See `Statistic.valid`."""
         masks = [mask for t in (self.lower, self.upper) if (mask := has_threshold(case, t)) is not None]
@@ -226,7 +242,7 @@ class TruthHistogram(Statistic):
 
     def map(self, case: Case) -> list[sparse.csr_array]:
         """See `Statistic.map`."""
-        low, high = (threshold_field(case, t).astype(np.float64) for t in (self.lower, self.upper))
+        low, high = (threshold_field(case, t) for t in (self.lower, self.upper))
         width = np.broadcast_to((high - low) / self.steps, case.truth.shape)
         place = np.nan_to_num((case.truth - low) / width)
         index = np.clip(place, 0, self.steps - 1).astype(np.intp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,8 +62,17 @@ def stored_size(field: xr.DataArray | xr.Variable, dim: str) -> int:
 
 
 def seconds(times: Any) -> npt.NDArray[Any]:
-    """Times or durations to whole seconds, the resolution of every record key."""
+    """Times or durations to whole seconds, the resolution of every record key.
+
+    Raises:
+        TypeError: for anything else, such as plain numbers.
+    """
     array = np.asarray(times)
+    if array.dtype.kind == "O" and array.size and isinstance(array.flat[0], datetime):
+        return array.astype("datetime64[s]")
+    plain = array.dtype.kind not in "mM" and array.size
+    if plain and not isinstance(array.flat[0], timedelta):
+        raise TypeError(f"times must be of dtype datetime64 and durations timedelta64, got {times!r}")
     return array.astype("datetime64[s]" if array.dtype.kind == "M" else "timedelta64[s]")
 
 

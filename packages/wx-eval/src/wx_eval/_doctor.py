@@ -216,7 +216,7 @@ def duplicates(source: Source) -> Iterator[Finding]:
 def doubles(source: Source) -> list[Key]:
     """Times that two files hold for one channel and member."""
     out = []
-    for _, keys in source.layouts:
+    for keys in source.layouts:
         for channel in source.channels_at(keys[0]):
             labels = source.members(channel, keys[0])
             if len(set(labels)) < len(labels):
@@ -285,7 +285,7 @@ def _holes(forecast: Source) -> Iterator[Finding]:
 
 def member_counts(forecast: Source) -> Iterator[Finding]:
     found: dict[int, list[tuple[Key, str]]] = {}
-    for _, keys in forecast.layouts:
+    for keys in forecast.layouts:
         for channel in forecast.channels_at(keys[0]):
             count = len(forecast.members(channel, keys[0]))
             found.setdefault(count, []).extend((key, channel) for key in keys)

@@ -442,7 +442,8 @@ def _valid_times(near: Sequence[Sample], reports: StationReports) -> Iterator[Fi
     hours = _HOURS * np.timedelta64(3600, "s")
     wanted = np.unique(valid[:, None] + hours).astype("datetime64[s]")
     moved = replace(reports, times=wanted, climate=None)
-    states = moved.read(wanted)
+    # Not all stations report around these times, and others may.
+    states = moved.read(wanted).swap_dims(point="station").reindex(station=reports.stations)
     # Stations differ from the grid around them by a constant, which the time of day does not hide.
     constant = len({int(v) % 86400 for v in valid.astype(np.int64)}) > 1
     errors = np.zeros((len(hours), len(keys)))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import xarray as xr
 
-from ._fields import Layout, Truth, as_chunks, as_history, seconds
+from ._choices import PresetName
+from ._fields import Layout, Truth, as_chunks, as_history, on_grid, seconds
 from ._grid import Array, Grid, digest
 from ._kernels import Kernel
 from ._metrics import STANDARD_METRICS, Metric, check_channels
@@ -19,10 +20,13 @@ from ._parallel import in_processes
 from ._protocols import Climatology, Comm, ForecastChunk, History
 from ._records import SCHEMA, Conventions, Records
 from ._reduce import Reducer
-from ._regions import DEFAULT_REGIONS, RegionSpec, region_masks
+from ._regions import DEFAULT_REGIONS, Mask, RegionSpec, region_masks
 from ._score import Columns, Scorer, Task, agreed
 from ._statistics import AnyStatistic, Statistic
 from ._weights import WeightSpec, point_weights
+
+# A table of a few rows takes three times the memory of its numbers: so many are joined.
+_TABLES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +83,12 @@ def evaluate(
             not scored. Its channels that the forecast does not have are not scored either.
         model: name under which the rows are kept.
         metrics: decide which statistics are kept.
-        regions: names or boolean masks, see `region_masks`.
+        regions: names, or boolean masks by name, see `region_masks`.
         weights: a convention, see `cell_weights`, a rule such as `DensityWeights`, or an array of the shape
             of the grid or of its rows.
         climatology: for metrics that need one.
-        land_fraction: for regions that end in "_land", of the shape of the grid.
+        land_fraction: for regions that end in "_land", of the shape of the grid. An `xarray.DataArray`, here
+            as in regions and weights, is brought into the order of the truth by its coordinates.
         truth_name: name of the truth; by default that of the array, else "truth".
         missing_truth: whether a valid time without truth is an error or a row without scores.
         preset: label kept with the records, see `Preset`, whose `evaluate` sets it.
@@ -154,14 +159,21 @@ class Evaluation:
         kernel: Kernel = "numpy",
         band: Band | None = None,
     ) -> None:
+        metrics = (metrics,) if isinstance(metrics, Metric) else metrics
+        _check_kinds(metrics, climatology, preset)
         self._truth = Truth(as_history(truth, "truth"))
         self._model, self._metrics, self._missing_truth = model, tuple(metrics), missing_truth
         self._climatology, self._comm = climatology, None if band is None else band.comm
         layout = self._truth.layout
         check_channels(metrics, layout.channels, "the truth")
         grid, first_row = (layout.grid, 0) if band is None else _whole_grid(layout.grid, band)
-        weight, weights_name = point_weights(grid, weights)
-        masks = region_masks(grid, regions, land_fraction=land_fraction)
+        weight, weights_name = point_weights(grid, on_grid(weights, grid, "weights"))
+        masks = _masks(grid, regions, land_fraction)
+        empty = [name for name, mask in masks.items() if not weight[mask].any()]
+        if empty:
+            raise ValueError(
+                f"all points of the regions {empty} have weight 0 ({weights_name}): leave them out"
+            )
         self._scorer = Scorer(layout, Reducer(grid, masks, weight), metrics, climatology, first_row, kernel)
         self._conventions = Conventions(
             truth=truth_name or self._truth.name,
@@ -174,6 +186,7 @@ class Evaluation:
             units={},
         )
         self._tables: list[pa.Table] = []
+        self._joined: list[pa.Table] = []
         self._units: dict[str, str] = {}
         self._ways: set[str] = set()
 
@@ -213,7 +226,8 @@ class Evaluation:
             ValueError: when there was none, they were interpolated in different ways, or no chunk had a
                 channel that a metric names.
         """
-        if not self._tables:
+        tables = [*self._joined, *self._tables]
+        if not tables:
             raise ValueError("forecast holds no chunk: check its init and lead times")
         if len(self._ways) > 1:
             raise ValueError(
@@ -228,21 +242,32 @@ class Evaluation:
             interpolation=next(iter(self._ways)),
         )
         settings = {metric.name: metric.to_dict() for metric in self._metrics}
-        return Records(pa.concat_tables(self._tables, promote_options="default"), conventions, settings)
+        return Records(_concat(tables), conventions, settings)
 
     def _task(self, chunk: ForecastChunk) -> tuple[_Key, Task | None]:
         """What is scored, None without a truth."""
-        init = cast("np.datetime64", seconds(chunk.init_time)[()])
-        lead = cast("np.timedelta64", seconds(chunk.lead_time)[()])
+        absent = [name for name in _CHUNK if not hasattr(chunk, name)]
+        if absent:
+            raise TypeError(
+                f"a forecast is made of chunks with {', '.join(_CHUNK)}; this {type(chunk).__name__} has no "
+                f"{' and no '.join(absent)}"
+            )
+        init: Any = seconds(chunk.init_time)[()]
+        lead: Any = seconds(chunk.lead_time)[()]
+        kinds = isinstance(init, np.datetime64) and isinstance(lead, np.timedelta64)
+        if not kinds or np.isnat(init + lead):
+            raise ValueError(
+                f"a chunk needs an init time and a lead time, got {chunk.init_time!r} and {chunk.lead_time!r}"
+            )
         values = chunk.values if hasattr(chunk.values, "shape") else np.asarray(chunk.values)
-        layout, statistics = self._truth.layout, self._scorer.statistics
+        layout = self._truth.layout
         positions = layout.check(chunk, tuple(values.shape))
+        statistics = self._scorer.statistics
         key = _Key(
             init_time=init,
             lead_time=lead,
             members=values.shape[0],
-            channels=tuple(chunk.channels),
-            units=_units(chunk, layout, statistics),
+            units=_units(chunk, layout, [s for s in statistics if s.minimum_members <= values.shape[0]]),
             interpolation=str(getattr(chunk, "interpolation", "")),
         )
         state = self._truth.at(init + lead)
@@ -259,7 +284,7 @@ class Evaluation:
     def _keep(self, key: _Key, columns: Columns | None) -> None:
         """Rows of a chunk."""
         if columns is None:
-            columns = {channel: self._scorer.missing() for channel in key.channels}
+            columns = {channel: self._scorer.missing() for channel in key.units}
         keys = {
             "model": self._model,
             "init_time": key.init_time,
@@ -267,18 +292,42 @@ class Evaluation:
             "members": key.members,
         }
         self._tables.append(_table(columns, keys, self._scorer.reducer.regions, self._scorer.statistics))
+        if len(self._tables) == _TABLES:
+            self._joined.append(_concat(self._tables).combine_chunks())
+            self._tables.clear()
         self._units.update(key.units)
         self._ways.add(key.interpolation)
 
 
+_CHUNK = ("init_time", "lead_time", "channels", "values")
+
+
+def _check_kinds(metrics: Sequence[Metric], climatology: object, preset: str) -> None:
+    """Refuse what is easily taken for a metric, a climatology or a preset."""
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise TypeError(
+                f'metrics must be objects such as wx_eval.CRPS("fair") or wx_eval.RMSE(), got {metric!r}'
+            )
+    if climatology is not None and not hasattr(climatology, "at"):
+        raise TypeError(
+            "climatology must be one such as wx_eval.DayClimatology.open(dataset), got a "
+            f"{type(climatology).__name__}"
+        )
+    if preset in get_args(PresetName):
+        raise ValueError(
+            f"preset is the label that a preset gives its records: wx_eval.PRESETS[{preset!r}].evaluate(...) "
+            "takes the same arguments and sets metrics, regions and weights"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Key:
-    """What the rows of a chunk keep of it."""
+    """What the rows of a chunk keep of it; `units` names all channels that have rows."""
 
     init_time: np.datetime64
     lead_time: np.timedelta64
     members: int
-    channels: tuple[str, ...]
     units: Mapping[str, str]
     interpolation: str
 
@@ -309,6 +358,13 @@ def _whole_grid(part: Grid, band: Band) -> tuple[Grid, int]:
             f"or at its end, this one is {band.first}..{band.first + size}"
         )
     return grid, int(np.searchsorted(grid.edges, band.first))
+
+
+def _masks(grid: Grid, regions: RegionSpec, land_fraction: npt.ArrayLike | None) -> dict[str, Mask]:
+    """`region_masks` of arrays that may have coordinates of their own."""
+    if isinstance(regions, Mapping):
+        regions = {name: on_grid(mask, grid, f"region {name!r}") for name, mask in regions.items()}
+    return region_masks(grid, regions, land_fraction=on_grid(land_fraction, grid, "land_fraction"))
 
 
 def _units(chunk: ForecastChunk, truth: Layout, statistics: Sequence[AnyStatistic] = ()) -> dict[str, str]:
@@ -346,6 +402,10 @@ def _table(
             data[name] = [_cell(cell) for cell in cells] if name in lists else cells
     kinds = {f.name: f.type for f in SCHEMA} | {name: pa.list_(pa.float64()) for name in lists}
     return pa.table({n: pa.array(data[n], kinds.get(n, pa.float64()), from_pandas=True) for n in names})
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _cell(value: Any) -> list[float] | None:

@@ -167,10 +167,6 @@ class EventFrequencies(EventMetric):
         """See `Metric.name`."""
         return f"event_frequencies({self.label})"
 
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.statistics[0].id]
-
 
 def outcomes(mean: Array) -> tuple[Array, Array, Vector]:
     """Weights without and with the event, and forecast probability, (..., M + 1) each.
@@ -218,10 +214,14 @@ def _at_least(weight: Array) -> Array:
 
 
 def economic_value(false_alarms: Array, hits: Array, base_rate: Array, cost_loss: float | Vector) -> Array:
-    """(E_climate - E) / (E_climate - E_perfect) with E = C/L (hits + false alarms) + misses."""
+    """(E_climate - E) / (E_climate - E_perfect) with E = C/L (hits + false alarms) + misses.
+
+    NaN where the event never or always happens: the climatology is then perfect, but for rounding.
+    """
     expense = cost_loss * (hits + false_alarms) + (base_rate - hits)
     climate = np.minimum(cost_loss, base_rate)
-    return np.asarray((climate - expense) / (climate - cost_loss * base_rate))
+    gain = climate - cost_loss * base_rate
+    return np.asarray((climate - expense) / np.where(np.real(gain) > 1e-12, gain, np.nan))
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,11 @@ def _numbers(threshold: float | Pairs) -> list[float]:
     return [level for _, level in threshold] if isinstance(threshold, tuple) else [threshold]
 
 
+def climatological(*thresholds: Threshold | None) -> tuple[str, ...]:
+    """Names of climatological fields among thresholds."""
+    return tuple(t for t in thresholds if isinstance(t, str))
+
+
 def threshold_text(threshold: Threshold) -> str:
     """As it appears in the name of a metric."""
     if isinstance(threshold, tuple):
@@ -92,11 +97,13 @@ def check_event(event: str) -> None:
         raise ValueError(f"event must be one of {tuple(COMPARE)}, got {event!r}")
 
 
-def threshold_field(case: Case, threshold: Threshold) -> Array:
-    """(C, N), (C, 1) or (1, 1): NaN where there is no threshold.
+def as_kept(level: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """A threshold in the precision of data: a field of float32 that holds 0.1 is at the threshold 0.1."""
+    return np.asarray(level, dtype if dtype.kind == "f" else np.result_type(dtype, np.float32))
 
-    In the precision of the data: a field of float32 that holds 0.1 is at the threshold 0.1.
-    """
+
+def threshold_field(case: Case, threshold: Threshold) -> Array:
+    """(C, N), (C, 1) or (1, 1) in float64: NaN where there is no threshold."""
     if isinstance(threshold, str):
         field = case.reference(threshold)
     elif isinstance(threshold, tuple):
@@ -104,7 +111,7 @@ def threshold_field(case: Case, threshold: Threshold) -> Array:
         field = np.array([[levels.get(channel, np.nan)] for channel in case.channels])
     else:
         field = np.full((1, 1), threshold)
-    return field.astype(np.result_type(case.values.dtype, case.truth.dtype, np.float32))
+    return field
 
 
 def has_threshold(case: Case, threshold: Threshold) -> npt.NDArray[np.bool_] | None:
@@ -119,13 +126,14 @@ def event_counts(case: Case, threshold: Threshold, event: str) -> tuple[Array, n
     """Number of members that forecast the event, and whether it happened, both (C, N)."""
 
     def count() -> tuple[Array, npt.NDArray[np.bool_]]:
-        level, beyond = threshold_field(case, threshold), COMPARE[event]
+        field, beyond = threshold_field(case, threshold), COMPARE[event]
+        level = as_kept(field, case.values.dtype)
         counts = np.zeros(case.truth.shape, np.uint8 if case.members < 256 else np.uint16)
         flag = np.empty(case.truth.shape, np.bool_)
         for member in case.values:
             beyond(member, level, out=flag)
             np.add(counts, flag.view(np.uint8), out=counts)
-        return counts, np.asarray(beyond(case.truth, level))
+        return counts, np.asarray(beyond(case.truth, as_kept(field, case.truth.dtype)))
 
     found: tuple[Array, npt.NDArray[np.bool_]] = case.shared(("event", threshold, event), count)
     return found
@@ -147,6 +155,11 @@ class _EventStatistic(Statistic):
     threshold: Threshold
     event: str = ">"
     channels: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return climatological(self.threshold)
 
     def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
         """See `Statistic.groups`."""
@@ -224,7 +237,8 @@ class Contingency(_EventStatistic):
         """See `Statistic.map`."""
         counts, happened = event_counts(case, self.threshold, self.event)
         if isinstance(self.by, str):
-            forecast = COMPARE[self.event](_mean(case), threshold_field(case, self.threshold))
+            level = as_kept(threshold_field(case, self.threshold), case.values.dtype)
+            forecast = COMPARE[self.event](_mean(case), level)
         else:
             forecast = counts / case.members >= self.by
         column = np.where(forecast, np.where(happened, 0, 1), np.where(happened, 2, 3))
@@ -249,6 +263,11 @@ class _RankedStatistic(Statistic):
 
     thresholds: tuple[Threshold, ...]
     event: str = ">"
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return climatological(*self.thresholds)
 
     def valid(self, case: Case) -> npt.NDArray[np.bool_] | None:
         """See `Statistic.valid`."""

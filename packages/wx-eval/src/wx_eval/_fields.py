@@ -116,6 +116,33 @@ def _source(data: xr.DataArray | xr.Dataset, name: str, *, truth: bool) -> _open
     return source
 
 
+def on_grid(field: Any, grid: Grid, argument: str) -> Any:
+    """An xarray field of a latitude-longitude grid in the order of its rows and columns, by its coordinates.
+
+    Anything else is as it was. A field along one of both dims keeps that one.
+
+    Raises:
+        ValueError: for further dims, or other coordinates.
+    """
+    if not isinstance(field, xr.DataArray) or grid.axes is None:
+        return field
+    array = standard_names(field)
+    if not set(SPACE) & set(array.dims):
+        return field
+    if set(array.dims) - set(SPACE):
+        raise ValueError(f"{argument} must have the dims latitude and longitude alone, it has {field.dims}")
+    for dim, theirs in zip(SPACE, grid.axes, strict=True):
+        if dim in array.dims and dim in array.coords:
+            found = _open.positions(np.asarray(array[dim].values, np.float64), theirs, dim)
+            if found is None:
+                raise ValueError(
+                    f"{dim} of {argument} and truth differ: {_axis(array[dim].values)} against "
+                    f"{_axis(theirs)}; interpolate {argument} to the truth first"
+                )
+            array = array.isel({dim: found})
+    return array.transpose(*(dim for dim in SPACE if dim in array.dims))
+
+
 class _Lazy:
     """Values of a variable that are read when they are sliced or turned into a numpy array."""
 

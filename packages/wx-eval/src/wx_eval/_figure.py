@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -102,7 +103,7 @@ class Figure:
 
     def svg(self, *, standalone: bool = False) -> str:
         """SVG element; `standalone` adds what a file of its own needs: white ground and font."""
-        body = "".join(map(_svg_mark, self.marks))
+        body = "".join(_svg_group(style, marks) for style, marks in groupby(self.marks, _style))
         size = f'viewBox="0 0 {_n(self.width)} {_n(self.height)}" width="{_n(self.width)}" '
         size += f'height="{_n(self.height)}"'
         ground = f'<rect width="100%" height="100%" fill="{_FILL}"/>' if standalone else ""
@@ -191,6 +192,32 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
+def _style(mark: Mark) -> Mark | None:
+    """What neighbours must have in common to share their markup."""
+    if isinstance(mark, Text):
+        return mark._replace(x=0, y=0, text="")
+    # Of areas that are half transparent it matters how often they overlap.
+    if isinstance(mark, Lines) and not mark.title and (mark.opacity == 1 or not mark.fill):
+        return mark._replace(runs=())
+    return None
+
+
+def _svg_group(style: Mark | None, marks: Iterable[Mark]) -> str:
+    """Marks that follow one another; those of one style state it once."""
+    if isinstance(style, Lines):
+        return _svg_lines(style._replace(runs=[r for m in marks if isinstance(m, Lines) for r in m.runs]))
+    if not isinstance(style, Text):
+        return "".join(map(_svg_mark, marks))
+    extra = "" if style.anchor == "start" else f' text-anchor="{style.anchor}"'
+    extra += "" if style.size == FONT_SIZE else f' font-size="{_n(style.size)}"'
+    extra += "" if style.fill == SOFT else f' fill="{style.fill}"'
+    extra += ' font-weight="600"' if style.bold else ""
+    texts = [m for m in marks if isinstance(m, Text)]
+    if len(texts) == 1:
+        return _svg_text(texts[0], extra)
+    return f"<g{extra}>{''.join(map(_svg_text, texts))}</g>"
+
+
 def _svg_mark(mark: Mark) -> str:
     if isinstance(mark, Text):
         return _svg_text(mark)
@@ -210,11 +237,7 @@ def _box(mark: Rect | Image) -> str:
     return f'x="{_n(mark.x)}" y="{_n(mark.y)}" width="{_n(mark.width)}" height="{_n(mark.height)}"'
 
 
-def _svg_text(mark: Text) -> str:
-    extra = "" if mark.anchor == "start" else f' text-anchor="{mark.anchor}"'
-    extra += "" if mark.size == FONT_SIZE else f' font-size="{_n(mark.size)}"'
-    extra += "" if mark.fill == SOFT else f' fill="{mark.fill}"'
-    extra += ' font-weight="600"' if mark.bold else ""
+def _svg_text(mark: Text, extra: str = "") -> str:
     return f'<text x="{_n(mark.x)}" y="{_n(mark.y)}"{extra}>{escape(mark.text)}</text>'
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _open(path: str, engine: str | None) -> list[xr.Dataset]:
         why = (str(error).splitlines() or [""])[0]
         if "did not find a match" in why:
             why = "it is neither netCDF, zarr nor GRIB, or the reader of its format is not installed"
-        if "No group found" in why:
+        if "No group found" in why or (isinstance(error, FileNotFoundError) and Path(path).is_dir()):
             why = (
                 f'the folder holds no zarr; name files in it by a pattern, such as "{path.rstrip("/")}/*.nc"'
             )
@@ -214,7 +215,7 @@ def _from_common(year: int, passed: npt.NDArray[np.int64]) -> npt.NDArray[np.dat
 
 
 def _leap(years: npt.NDArray[np.datetime64]) -> npt.NDArray[np.bool_]:
-    length = (years + 1).astype("datetime64[D]") - years.astype("datetime64[D]")
+    length = (years + np.timedelta64(1, "Y")).astype("datetime64[D]") - years.astype("datetime64[D]")
     return np.asarray(length == np.timedelta64(366, "D"))
 
 
@@ -224,3 +225,11 @@ def _hectopascals(level: xr.DataArray) -> npt.NDArray[np.float64]:
     except ValueError:
         raise ValueError(f"levels must be pressures, got {level.values.ravel()[0]!s} among them") from None
     return values / 100 if str(level.attrs.get("units", "")).strip() == "Pa" else values
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under another name and rename it: whoever is stopped leaves the old one as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    write(unfinished)
+    os.replace(unfinished, path)

@@ -38,14 +38,24 @@ class Grid:
 
     @classmethod
     def from_axes(cls, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Grid:
-        """Grid of all pairs of a latitude (H,) and a longitude (W,)."""
+        """Grid of all pairs of a latitude (H,) and a longitude (W,).
+
+        Raises:
+            ValueError: for positions that are none.
+        """
         lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+        _check_positions(lat, lon)
         return cls(np.repeat(lat, lon.size), np.tile(lon, lat.size), (lat.size, lon.size), (lat, lon))
 
     @classmethod
     def from_points(cls, latitude: npt.ArrayLike, longitude: npt.ArrayLike) -> Grid:
-        """Mesh or stations with positions (N,)."""
+        """Mesh or stations with positions (N,).
+
+        Raises:
+            ValueError: for positions that are none.
+        """
         lat, lon = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+        _check_positions(lat, lon)
         return cls(lat, lon, lat.shape)
 
     @property
@@ -82,6 +92,16 @@ class Grid:
         # + 0.0 turns -0 into 0.
         rounded = (np.round(a, 3) + 0.0 for a in parts)
         return f"{' x '.join(map(str, self.shape))} {digest(*rounded)}"
+
+
+def _check_positions(lat: Vector, lon: Vector) -> None:
+    if lat.ndim != 1 or lon.ndim != 1 or not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+        raise ValueError(
+            f"latitude and longitude must be finite and have one dim each, got {lat.shape} and {lon.shape} "
+            f"with {(~np.isfinite(lat)).sum() + (~np.isfinite(lon)).sum()} values that are not finite"
+        )
+    if (np.abs(lat) > 90 + 1e-6).any():
+        raise ValueError(f"latitude must lie within -90..90 degrees, got {lat.min():g}..{lat.max():g}")
 
 
 def unit_vectors(grid: Grid) -> Vector:

@@ -104,7 +104,8 @@ def _estimate(
     value, line = linearised(metric, series, weights)
     if test.method == "bootstrap":
         counts, _ = test.counts(line)
-        found = test.of_draws(resampled(metric.value, series, counts, weights), value)
+        drawn = resampled(metric.value, series, counts, weights)
+        found = test.of_draws(drawn, value, line, steps[1])
     else:
         found = test.of_series(line, value, *steps)
     return value, found.low, found.high, found.stderr

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from ._baselines import climatology, persistence
 from ._climatology import DayClimatology
-from ._config import (
-    BaselineSettings,
-    PointSettings,
-    RunSettings,
-    SourceSettings,
-    StationSettings,
-    chosen_inits,
-)
-from ._cube import Key
+from ._config import RunSettings, chosen_inits
 from ._evaluate import evaluate
-from ._fields import Chunk, seconds
+from ._fields import Chunk
 from ._files import open_dataset, short_name
 from ._grid import Array, Grid
 from ._interpolate import HeightCorrection, Interpolator, PointClimatology, chunk_at_points
-from ._metrics import STANDARD_METRICS, check_channels
+from ._made import Made, Some, Starts
+from ._metrics import STANDARD_METRICS, Metric, check_channels
 from ._open import Forecast, Source, Truth, open_source, positions
 from ._presets import PRESETS
 from ._protocols import Climatology, History
 from ._records import Records
 from ._regions import BOXES, DEFAULT_REGIONS, box
-from ._regrid import Axes, global_axes
+from ._regrid import Method
+from ._sections import PointSettings, SourceSettings, StationSettings
 from ._stations import ClimateCheck, Observed, StationReports, metar
+from ._statistics import Statistic
 from ._units import same_units
 
-Starts = npt.NDArray[np.datetime64]
-
-_KEPT_BYTES = 256 << 20
 _GRAVITY = 9.80665
 
 
@@ -55,71 +44,6 @@ class Points:
     def chunk(self, chunk: Chunk) -> Chunk:
         """At the stations."""
         return chunk_at_points(chunk, self.mapped, self.height)
-
-
-class Made:
-    """Forecasts of a baseline, in the form of `Forecast`.
-
-    Args:
-        source: past states.
-        settings: of the baseline.
-        starts: that are made.
-        leads: of all of them, in seconds.
-        units: of the truth, taken where the states have none.
-
-    Raises:
-        ValueError: for a climatology whose members would hold the truth.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        settings: BaselineSettings,
-        starts: Starts,
-        leads: Sequence[int],
-        units: Mapping[str, str],
-    ) -> None:
-        self.source, self._settings = source, settings
-        self._leads = np.array(sorted(leads), "timedelta64[s]")
-        self.keys: list[Key] = [
-            (start, lead) for start in starts.astype(np.int64).tolist() for lead in sorted(leads)
-        ]
-        history = _Kept(Truth(source, units))
-        self._history: History = _Some(history, history.times[settings.within(history.times)])
-        if settings.baseline == "climatology":
-            self._refuse_truth()
-
-    def channels_at(self, key: Key) -> tuple[str, ...]:
-        """All."""
-        del key
-        return self.source.channels
-
-    def chunks(self, init_times: Iterable[np.datetime64]) -> Iterator[Chunk]:
-        """Every lead time of some starts."""
-        s = self._settings
-        if s.baseline == "persistence":
-            return persistence(self._history, init_times, self._leads)
-        return climatology(
-            self._history,
-            init_times,
-            self._leads,
-            members=s.members,
-            years=s.years,
-            window_days=s.window_days,
-            calendar=s.calendar,
-        )
-
-    def _refuse_truth(self) -> None:
-        held = seconds(self._history.times)
-        if self._settings.years is not None:
-            held = held[np.isin(held.astype("datetime64[Y]").astype(int) + 1970, self._settings.years)]
-        verified = np.unique([start + lead for start, lead in self.keys]).astype("datetime64[s]")
-        both = np.intersect1d(held, verified)
-        if both.size:
-            raise ValueError(
-                f"the climatology would have {both.size} states of the verified period as members, the first "
-                f'of {both[0]}: leave that period out by forecast.period = "first/last" or years'
-            )
 
 
 AnyForecast = Forecast | Made
@@ -137,6 +61,7 @@ class Job:
     truth_name: str
     points: Points | None = None
     regions: Sequence[str] = DEFAULT_REGIONS
+    unscored: tuple[str, ...] = ()
 
     @cached_property
     def init_times(self) -> Starts:
@@ -164,7 +89,7 @@ class Job:
             found = evaluate(
                 chunks if self.points is None else map(self.points.chunk, chunks),
                 self._truth_of(init_time),
-                metrics=STANDARD_METRICS if s.metrics is None else s.metrics,
+                metrics=self._metrics,
                 regions=self.regions if s.regions is None else s.regions,
                 weights=s.weights or ("cell" if self.points is None else "equal"),
                 **shared,
@@ -198,13 +123,44 @@ class Job:
                     'without scores by missing_truth = "drop" (--missing-truth drop)'
                 )
 
+    def check_climatology(self) -> None:
+        """See that the climatology has every field that a metric reads, before work is spent on any.
+
+        Raises:
+            ValueError: naming the metric, and what the climatology has.
+        """
+        time = np.datetime64(min(sum(k) for k in self.forecast.keys), "s")
+        for metric in self._metrics:
+            found = (s.references for s in metric.statistics if isinstance(s, Statistic))
+            for name in dict.fromkeys(n for names in found for n in names):
+                if self.climatology is None:
+                    raise ValueError(
+                        f"metric {metric.name} needs the climatological {name}: give the section climatology "
+                        "(--climatology), or name other metrics"
+                    )
+                try:
+                    self.climatology.at(name, time)
+                except ValueError as error:
+                    raise ValueError(f"metric {metric.name}: {error}") from error
+
+    @property
+    def _metrics(self) -> Sequence[Metric]:
+        s = self.settings
+        if s.metrics is not None:
+            return s.metrics
+        if s.preset is None:
+            return STANDARD_METRICS
+        preset = PRESETS[s.preset]
+        events = () if self.climatology is None else preset.event_metrics(self.forecast.source.channels)
+        return *preset.metrics, *(preset.costly if s.costly else ()), *events
+
     def _truth_of(self, init_time: np.datetime64) -> History:
         """The truth; of reports the valid times of one start, so that no others are read."""
         if isinstance(self.truth, Truth):
             return self.truth
         start = int(init_time.astype("datetime64[s]").astype(np.int64))
         valid = sorted(sum(key) for key in self.forecast.keys if key[0] == start)
-        return _Some(self.truth, np.array(valid, "datetime64[s]"))
+        return Some(self.truth, np.array(valid, "datetime64[s]"))
 
 
 def prepare(settings: RunSettings) -> Job:
@@ -221,6 +177,7 @@ def prepare(settings: RunSettings) -> Job:
 
 def _on_grid(settings: RunSettings, source: Source, section: SourceSettings) -> Job:
     truth = section.open("truth", settings.path)
+    given = source.channels
     source = _common_channels(settings, source, truth.channels, section.channels)
     truth = truth.select(channels=source.channels)
     source.refuse_duplicates()
@@ -234,6 +191,7 @@ def _on_grid(settings: RunSettings, source: Source, section: SourceSettings) -> 
         _climatology(settings, source),
         None if land is None else fixed_field(settings.path(land.path), land.variable, truth, "land")[0],
         (section.name or Path(section.path[0]).name.split(".")[0]) + note,
+        unscored=_unscored(settings, given, source),
     )
 
 
@@ -243,6 +201,7 @@ def _at_stations(
     variables = observed_variables(section)
     named = section.variables is not None or section.channels is not None
     known = [v.channel for v in variables]
+    given = source.channels
     source = _common_channels(settings, source, known, known if named else None)
     variables = tuple(v for v in variables if v.channel in source.channels)
     source.refuse_duplicates()
@@ -275,7 +234,14 @@ def _at_stations(
         f"{name}, {reports.name}",
         points,
         [r for r in DEFAULT_REGIONS if box(reports.grid, *BOXES[r]).any()],
+        _unscored(settings, given, source),
     )
+
+
+def _unscored(settings: RunSettings, given: Sequence[str], source: Source) -> tuple[str, ...]:
+    """Channels of the forecast that nobody chose to leave out and the truth does not have."""
+    chosen = settings.forecast.channels is not None
+    return () if chosen else tuple(c for c in given if c not in source.channels)
 
 
 def _nearest(source: Source, points: Grid, field: Array) -> Array:
@@ -401,47 +367,6 @@ def _common_channels(
     return source
 
 
-@dataclass(frozen=True)
-class _Some:
-    """A History of some of its times."""
-
-    history: History
-    times: Starts
-
-    def read(self, times: Starts, /) -> xr.DataArray:
-        return self.history.read(times)
-
-
-class _Kept:
-    """A History that keeps what it read last: the members of one day serve several starts."""
-
-    def __init__(self, history: History) -> None:
-        self._history, self.times = history, history.times
-        self._states: OrderedDict[int, Array] = OrderedDict()
-
-    @cached_property
-    def _like(self) -> xr.DataArray:
-        first = self._history.read(self.times[:1])
-        return first.isel(time=0, drop=True)
-
-    def read(self, times: Starts, /) -> xr.DataArray:
-        """See `History.read`."""
-        stamps = seconds(times)
-        values = np.stack([self._state(t) for t in stamps.astype(np.int64).tolist()])
-        like = self._like
-        coords = {**like.coords, "time": stamps.astype("datetime64[ns]")}
-        return xr.DataArray(values, coords, ("time", *like.dims), name=like.name)
-
-    def _state(self, time: int) -> Array:
-        if time not in self._states:
-            read = self._history.read(np.array([time], "datetime64[s]"))
-            self._states[time] = state = read.isel(time=0).transpose(*self._like.dims).values
-            if len(self._states) * state.nbytes > _KEPT_BYTES and len(self._states) > 1:
-                self._states.popitem(last=False)
-        self._states.move_to_end(time)
-        return self._states[time]
-
-
 def _one_grid(settings: RunSettings, forecast: Source, truth: Source) -> tuple[Source, Source, str]:
     """Both on one grid, and what was done to the truth."""
     regrid = settings.regrid
@@ -456,22 +381,19 @@ def _one_grid(settings: RunSettings, forecast: Source, truth: Source) -> tuple[S
                 "align = true (--align)"
             )
         return aligned, truth, ""
+    axes, method = regrid.axes, regrid.method
+    if axes is not None:
+        note = f", {method} to {regrid.grid}"
+        return forecast.regridded(axes, method), truth.regridded(axes, method), note
     if regrid.grid == "truth":
-        return _onto(forecast, truth, regrid.method), truth, ""
-    if regrid.grid == "forecast":
-        note = f", {regrid.method} to the grid of {settings.model}"
-        return forecast, _onto(truth, forecast, regrid.method), note
-    rows, columns = map(int, regrid.grid.split("x"))
-    axes = global_axes(rows, columns)
-    note = f", {regrid.method} to {regrid.grid}"
-    return forecast.regridded(axes, regrid.method), truth.regridded(axes, regrid.method), note
+        return _onto(forecast, truth, method), truth, ""
+    return forecast, _onto(truth, forecast, method), f", {method} to the grid of {settings.model}"
 
 
-def _onto(source: Source, target: Source, method: Any) -> Source:
+def _onto(source: Source, target: Source, method: Method) -> Source:
     if target.axes is None:
         raise ValueError(f"{target.name} is a set of points: regridding needs a latitude-longitude grid")
-    axes: Axes = target.axes
-    return source.regridded(axes, method)
+    return source.regridded(target.axes, method)
 
 
 def _climatology(settings: RunSettings, source: Source) -> DayClimatology | None:

@@ -100,8 +100,18 @@ def is_tensor(value: object) -> bool:
 
 
 def to_numpy(value: Any) -> Any:
-    """A tensor as an array; anything else as it is."""
-    return value.detach().cpu().numpy() if is_tensor(value) else value
+    """A tensor as an array, bfloat16 in float32; anything else as it is."""
+    if not is_tensor(value):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+
+
+def unmasked(value: Any) -> Any:
+    """A masked array as a plain one with NaN for what is masked; anything else as it is."""
+    if not isinstance(value, np.ma.MaskedArray):
+        return value
+    return np.ma.filled(value.astype(np.result_type(value.dtype, np.float32)), np.nan)
 
 
 def _float64(value: Any) -> Any:
@@ -120,7 +130,7 @@ def ensemble_statistics(
     Members are sorted by Batcher's merge exchange: minimum and maximum of whole rows of points.
     The truth is subtracted first, which keeps float32 input within 1e-8 for fields such as geopotential whose
     mean is a hundred times their spread. Every operation is elementwise, so the value at a point does not
-    depend on which points it shares a tile with. NaN in, NaN out.
+    depend on which points it shares a tile with. NaN in, NaN out; what is masked is NaN.
 
     Args:
         values: forecast, shape (M, *S); a tensor is handled on its device, on the CPU as an array.
@@ -138,7 +148,7 @@ def ensemble_statistics(
     """
     if is_tensor(values):
         return _of_tensors(cast("Tensor", values), truth, ranks, kernel)
-    x, y = np.asarray(values), np.asarray(truth)
+    x, y = np.asarray(unmasked(values)), np.asarray(unmasked(to_numpy(truth)))
     if x.ndim == 0 or x.shape[0] == 0 or x.shape[1:] != y.shape:
         raise ValueError(f"values must have shape (members, {_dims(y.shape)}) to match truth, got {x.shape}")
     members = x.shape[0]
@@ -178,16 +188,20 @@ def _of_tensors(values: Tensor, truth: Any, ranks: bool, kernel: Kernel) -> Ense
 
     from ._kernels_torch import statistics
 
-    truth = torch.as_tensor(truth, device=values.device)
+    if values.device.type == "cpu":
+        # The calls of torch cost more than those of numpy, which reads the same memory.
+        found = ensemble_statistics(to_numpy(values), to_numpy(truth), ranks=ranks, kernel=kernel)
+        return found.to_torch()
+    if not is_tensor(truth):
+        # torch takes no array that is read-only, reversed or of the other byte order.
+        array = np.array(unmasked(truth))
+        truth = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    truth = truth.to(values.device)
     if values.ndim == 0 or not len(values) or values.shape[1:] != truth.shape:
         expected = _dims(tuple(truth.shape))
         raise ValueError(
             f"values must have shape (members, {expected}) to match truth, got {tuple(values.shape)}"
         )
-    if values.device.type == "cpu" and torch.bfloat16 not in (values.dtype, truth.dtype):
-        # The calls of torch cost more than those of numpy, which reads the same memory.
-        found = ensemble_statistics(to_numpy(values), to_numpy(truth), ranks=ranks, kernel=kernel)
-        return found.to_torch()
     pairs = _merge_exchange(len(values))
     out, counts = statistics(values.reshape(len(values), -1), truth.reshape(-1), pairs, ranks=ranks)
     fields: Any = [*out.reshape(4, *truth.shape)]

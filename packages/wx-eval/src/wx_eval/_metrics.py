@@ -62,9 +62,14 @@ class Metric(ABC):
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """What `evaluate` has to keep for it."""
 
-    @abstractmethod
     def value(self, means: Mapping[str, Array], /) -> Array:
-        """Score from means over init times of its statistics, by their ids; vectors have a last axis K."""
+        """Score from means over init times of its statistics, by their ids; vectors have a last axis K.
+
+        By default the mean of its only statistic.
+        """
+        if len(self.statistics) > 1:
+            raise TypeError(f"{type(self).__name__} has {len(self.statistics)} statistics: define its value")
+        return means[self.statistics[0].id]
 
     @property
     def named_channels(self) -> tuple[str, ...]:
@@ -135,10 +140,6 @@ class Bias(Metric):
     name: ClassVar[str] = "bias"
     statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanError(),)
 
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[MeanError().id]
-
 
 @dataclass(frozen=True)
 class MAE(Metric):
@@ -146,10 +147,6 @@ class MAE(Metric):
 
     name: ClassVar[str] = "mae"
     statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanAbsoluteError(),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[MeanAbsoluteError().id]
 
 
 @dataclass(frozen=True)
@@ -159,10 +156,6 @@ class MSE(Metric):
     unit: ClassVar[str] = "square"
     name: ClassVar[str] = "mse"
     statistics: ClassVar[tuple[AnyStatistic, ...]] = (MeanSquareError(),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[MeanSquareError().id]
 
 
 @dataclass(frozen=True)
@@ -312,10 +305,6 @@ class RankHistogram(Metric):
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
         return (RankCounts(self.ties),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[RankCounts(self.ties).id]
 
 
 STANDARD_METRICS: tuple[Metric, ...] = (

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ._case import Case
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, digest, search_tree, unit_vectors
+from ._kernels import unmasked
 from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Products, Statistic
 from ._weights import point_areas
@@ -199,10 +200,6 @@ class JointEnergyScore(Metric):
         """See `Metric.unit`."""
         return "1" if self.scales else "channel"
 
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.name]
-
 
 class MemberStream:
     """Fair energy score and CRPS of members that arrive one after the other, such as in a running rollout.
@@ -211,7 +208,7 @@ class MemberStream:
     (the fair estimator over all pairs) from M - 1 on. `lags` fields are kept and a few sums.
 
     Args:
-        truth: (C, N); NaN marks points that are not scored.
+        truth: (C, N); NaN marks points that are not scored. A channel without any has the scores NaN.
         weight: of the points, (N,), such as cell areas.
         lags: members that are kept, at least 1.
 
@@ -220,14 +217,15 @@ class MemberStream:
     """
 
     def __init__(self, truth: npt.ArrayLike, weight: npt.ArrayLike, *, lags: int = 1) -> None:
-        y, w = np.asarray(truth, np.float64), np.asarray(weight, np.float64)
+        y, w = np.asarray(unmasked(truth), np.float64), np.asarray(weight, np.float64)
         if y.ndim != 2 or w.shape != y.shape[1:] or lags < 1:
             raise ValueError(
                 f"expected truth (C, N), weight (N,) and lags of at least 1, got {y.shape}, {w.shape}, {lags}"
             )
         self._truth = y
         scored = w * ~np.isnan(y)
-        self._weight = scored / scored.sum(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            self._weight = scored / scored.sum(axis=1, keepdims=True)
         self._kept: deque[Vector] = deque(maxlen=lags)
         self._skill, self._between = np.zeros((2, len(y))), np.zeros((2, len(y)))
         self.members, self._pairs = 0, 0
@@ -238,7 +236,7 @@ class MemberStream:
         Raises:
             ValueError: for a field of another shape, or one that is not finite where the truth is.
         """
-        x = np.asarray(member, np.float64)
+        x = np.asarray(unmasked(member), np.float64)
         if x.shape != self._truth.shape:
             raise ValueError(f"member must have the shape of the truth {self._truth.shape}, got {x.shape}")
         away = np.where(np.isnan(self._truth), 0.0, x - self._truth)
@@ -401,10 +399,6 @@ class VariogramScore(Metric):
     def unit(self) -> str:
         """See `Metric.unit`."""
         return {0.5: "channel", 1.0: "square"}.get(self.p, f"channel^{2 * self.p:g}")
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.name]
 
 
 def _edges(pairs: npt.ArrayLike) -> Edges:

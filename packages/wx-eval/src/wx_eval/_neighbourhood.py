@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ._case import Case
 from ._event_scores import EventMetric
-from ._events import COMPARE, Threshold, chosen_alone, event_counts, has_threshold
+from ._events import COMPARE, Threshold, chosen_alone, climatological, event_counts, has_threshold
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
 from ._kernels import EnsembleStatistics, ensemble_statistics
 from ._metrics import Goal, Metric, one_of
@@ -181,6 +181,11 @@ class Fractions(Statistic):
     edge: str = "periodic"
     own_quantile: bool = False
     channels: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return () if self.own_quantile else climatological(self.threshold)
 
     def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
         """See `Statistic.groups`."""
@@ -412,7 +417,3 @@ class PooledCRPS(Metric):
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
         return (PooledSkill(self.radius_km, self.pool, self.kind),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.statistics[0].id]

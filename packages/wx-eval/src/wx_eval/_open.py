@@ -62,12 +62,11 @@ class Source:
         return out
 
     @cached_property
-    def layouts(self) -> list[tuple[list[Cube], list[Key]]]:
-        """Times by the files that hold them."""
-        out: dict[tuple[int, ...], tuple[list[Cube], list[Key]]] = {}
+    def layouts(self) -> list[list[Key]]:
+        """Times that the same files hold."""
+        out: dict[tuple[int, ...], list[Key]] = {}
         for key in self.keys:
-            cubes = self._at[key]
-            out.setdefault(tuple(map(id, cubes)), (cubes, []))[1].append(key)
+            out.setdefault(tuple(map(id, self._at[key])), []).append(key)
         return list(out.values())
 
     def channels_at(self, key: Key) -> tuple[str, ...]:
@@ -102,14 +101,14 @@ class Source:
                     )
         return {c: out.get(c, "") for c in self.channels}
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Of what is stored."""
         return np.result_type(*(v.dtype for cube in self.cubes for v in cube.variables.values()))
 
-    def stored(self, dim: str) -> int:
-        """Largest size along a dim of the pieces in which channels are stored, 0 where it is unknown."""
-        return max(stored_size(v, dim) for cube in self.cubes for v in cube.variables.values())
+    def stored(self, dim: str, key: Key) -> int:
+        """Largest size along a dim of the pieces that hold channels at one time, 0 where it is unknown."""
+        return max(stored_size(v, dim) for cube in self._at[key] for v in cube.variables.values())
 
     def piece(self, channel: str, key: Key) -> Hashable:
         """What channels have in common that are stored together at one time."""
@@ -341,7 +340,7 @@ class _Values:
         regridded = source.regridder is not None
         self.dtype = np.dtype(np.float64) if regridded else source.dtype
         # A field that is regridded is read whole.
-        rows = space[0] if regridded else source.stored(source.space[0])
+        rows = space[0] if regridded else source.stored(source.space[0], key)
         self.chunks = (0, _runs([source.piece(c, key) for c in channels]), rows, *[0] * (self.ndim - 3))
 
     def __len__(self) -> int:
@@ -428,6 +427,26 @@ class Truth:
             ("time", "channel", *source.space),
             name="truth",
         )
+
+    def within(self, first: np.datetime64, last: np.datetime64) -> Truth:
+        """The states from one time to another.
+
+        Raises:
+            ValueError: when there is none.
+        """
+        source = self.source
+        ends = np.array([first, last], "datetime64[s]").astype(np.int64)
+        cubes = [
+            replace(c, where={k: v for k, v in c.where.items() if ends[0] <= sum(k) <= ends[1]})
+            for c in source.cubes
+        ]
+        kept = tuple(c for c in cubes if c.where)
+        if not kept:
+            raise ValueError(
+                f"{source.name} has no state from {first} to {last}: it has {self.times[0]} to "
+                f"{self.times[-1]}"
+            )
+        return Truth(replace(source, cubes=kept), dict(zip(source.channels, self._units, strict=True)))
 
     def of_channels(self, names: Sequence[str]) -> Truth:
         """Some channels."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from ._card import days, event_title, metric_title, metrics_title, unit_text
-from ._cells import hours
+from ._cells import hours, natural
 from ._charts import DASHES
 from ._compare import Comparison, checked_months, compare_models, in_months, regridding
 from ._curves import reliability_diagram, roc_curve, value_curve
@@ -59,6 +59,7 @@ def fill(
     average = preset.average if preset else "starts"
     chosen = resolve(records, None)
     table = scores(records, chosen, average=average)
+    table = table.sel(channel=sorted(map(str, table["channel"].values), key=natural))
     if len(records.models) > 1:
         _cards(report, every, baseline, metrics, alpha, preset, choices)
     region = "global" if "global" in records.regions else records.regions[0]
@@ -132,11 +133,13 @@ def _tests_text(cards: Sequence[Comparison]) -> str:
     corrected = (
         "They are not corrected for their number, as in the evaluation that this preset follows."
         if first.correction == "none"
-        else f"They are corrected for their number over all cards and on each ({first.correction})."
+        else f"They are corrected for their number{' over all cards and on each' * (len(cards) > 1)} "
+        f"({first.correction})."
     )
+    expected = f"{by_chance:.0f}" if by_chance >= 9.5 else f"{by_chance:.2g}"
     cards_text = f"{len(cards)} card{'s' * (len(cards) > 1)}"
     return (
-        f"{tests} tests on {cards_text}: if no model differed from the baseline, about {by_chance:.0f} would "
+        f"{tests} tests on {cards_text}: if no model differed from the baseline, about {expected} would "
         f"lie below the level uncorrected. {corrected}"
     )
 
@@ -196,7 +199,7 @@ def _curves(
     shown = [m for m in metrics if not m.vector and m.name not in _NOT_DRAWN]
     held = {m.name for m in metrics}
     for heading, names in _together(shown).items():
-        if names == ["rmse"] and "spread" in held:
+        if names == ["rmse"] and "spread" in held and bool(table["spread"].notnull().any()):
             heading, names = "Spread and error", ["rmse", "spread"]
         some = table[names].sel(region=region).notnull().any(["model", "lead_time"])
         where = np.any([some[name].values for name in names], axis=0)

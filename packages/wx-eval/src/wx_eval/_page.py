@@ -44,7 +44,8 @@ details .scroll {{ max-height: 70vh; overflow-y: auto; margin-top: 8px; }}
 table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: 4px 16px 4px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }}
-td.n {{ text-align: right; white-space: nowrap; }}
+.sortable td, .sortable th {{ text-align: right; white-space: nowrap; padding: 4px 0 4px 16px; }}
+.sortable .t {{ text-align: left; white-space: normal; padding: 4px 16px 4px 0; }}
 th {{ color: var(--soft); font-weight: 600; }} tbody th {{ white-space: nowrap; }}
 thead th {{ background: #fff; vertical-align: bottom; }}
 details thead th {{ position: sticky; top: 0; }}
@@ -90,7 +91,8 @@ SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const value = (row, k) => {
-    const text = row.cells[k].textContent.trim(), number = Number(text.replace("−", "-"));
+    const text = row.cells[k].textContent.trim();
+    const number = Number(text.replace("−", "-").replace("∞", "Infinity"));
     return text === "" || text === "–" ? null : Number.isNaN(number) ? text : number;
   };
   const order = (a, b) => typeof a === typeof b
@@ -146,16 +148,20 @@ def definitions(pairs: Mapping[str, object]) -> str:
 
 def pair_table(pairs: Mapping[str, object]) -> str:
     """Names and values as a table."""
-    rows = "".join(f"<tr><th>{escape(k)}</th>{_cell(v)}</tr>" for k, v in pairs.items())
+    rows = "".join(f"<tr><th>{escape(k)}</th><td>{_text(v)}</td></tr>" for k, v in pairs.items())
     return f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
 def row_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows with the same columns, sortable."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
-    lines = ("".join(_cell(row.get(name, "")) for name in columns) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    # A class on the few columns of words is shorter than one on the many of numbers.
+    words = {name for name in columns if rows and isinstance(rows[0].get(name), str | bool | np.bool_)}
+    kind = {name: ' class="t"' * (name in words) for name in columns}
+    head = "".join(f'<th scope="col"{kind[name]}>{escape(name)}</th>' for name in columns)
+    lines = ("".join(f"<td{kind[name]}>{_text(row.get(name, ''))}" for name in columns) for row in rows)
+    # HTML closes cells and rows by itself, and a page can have hundreds of thousands of them.
+    body = "".join(f"<tr>{line}" for line in lines)
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
 
@@ -165,11 +171,10 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def _cell(value: Any) -> str:
+def _text(value: Any) -> str:
+    """Markup of what a cell shows."""
     if isinstance(value, bool | np.bool_):
-        return f"<td>{'yes' if value else 'no'}</td>"
+        return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        return f'<td class="n">{"–" if np.isnan(value) else f"{value:.4g}"}</td>'
-    if isinstance(value, int | np.integer):
-        return f'<td class="n">{value}</td>'
-    return f"<td>{escape(str(value))}</td>"
+        return "–" if np.isnan(value) else f"{value:.4g}".replace("inf", "∞")
+    return escape(str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -145,6 +146,7 @@ def written(
         store = _zarr(unfinished, frame, variables, key)
         yield store
         (unfinished / _PROGRESS).unlink(missing_ok=True)
+        _consolidate(unfinished)
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
@@ -180,6 +182,16 @@ def _zarr(folder: Path, frame: xr.Dataset, variables: Mapping[str, Variable], ke
             dimension_names=v.dims,
         )
     return _Zarr(group, folder, key, [])
+
+
+def _consolidate(folder: Path) -> None:
+    """Gather the metadata of all arrays, without which xarray warns."""
+    import zarr
+
+    with warnings.catch_warnings():
+        # That this is no part yet of the text of format 3.
+        warnings.simplefilter("ignore", UserWarning)
+        zarr.consolidate_metadata(str(folder))
 
 
 @contextmanager

@@ -5,7 +5,6 @@ All depend on the members only through their differences from the truth, which a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,11 +26,12 @@ METHODS = ("inverted_cdf", *_POSITIONS)
 
 
 def sorted_errors(case: Case) -> Array:
-    """Members minus truth in increasing order, (M, C, N)."""
+    """Members minus truth in increasing order, (M, C, N), in float32 or float64."""
 
     def sort() -> Array:
+        dtype = np.result_type(case.values.dtype, case.truth.dtype, np.float32)
         with np.errstate(invalid="ignore"):
-            return np.sort(case.values - case.truth, axis=0)
+            return np.sort(np.subtract(case.values, case.truth, dtype=dtype), axis=0)
 
     errors: Array = case.shared("sorted_errors", sort)
     return errors
@@ -108,16 +108,7 @@ class WeightedIntervalLoss(Statistic):
 
 
 @dataclass(frozen=True)
-class _OneStatistic(Metric):
-    """A metric that is the mean of one statistic."""
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.statistics[0].id]
-
-
-@dataclass(frozen=True)
-class QuantileScore(_OneStatistic):
+class QuantileScore(Metric):
     """Pinball loss of a quantile of the ensemble, (1{y < q} - p) (q - y); for the median half the error.
 
     Args:
@@ -148,7 +139,7 @@ class QuantileScore(_OneStatistic):
 
 
 @dataclass(frozen=True)
-class IntervalScore(_OneStatistic):
+class IntervalScore(Metric):
     """Width of a central interval [l, u], plus 2 / alpha times the distance of a truth outside it.
 
     alpha = 1 - level; Gneiting and Raftery (2007, JASA 102, 359).
@@ -179,7 +170,7 @@ class IntervalScore(_OneStatistic):
 
 
 @dataclass(frozen=True)
-class WIS(_OneStatistic):
+class WIS(Metric):
     """Weighted interval score (Bracher et al. 2021, PLOS Comput. Biol. 17, e1008618).
 
     WIS = [|y - median| / 2 + sum_k alpha_k / 2 IS_k] / (K + 1/2) over K central intervals; with

@@ -302,13 +302,16 @@ class Records:
         Raises:
             ValueError: when the file holds no records or was written in another format.
         """
-        table = pq.read_table(path)
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is no parquet file of records: `wx-eval run` writes them") from error
         raw = (table.schema.metadata or {}).get(_METADATA_KEY)
         payload: dict[str, Any] = json.loads(raw) if raw else {}
         if payload.get("format") != _FORMAT:
             raise ValueError(
                 f"{path} holds no wx-eval records of format {_FORMAT} (found {payload.get('format')!r}): "
-                "write it with Records.to_parquet"
+                "`wx-eval run`, `wx-eval score-tracks` or Records.to_parquet write them"
             )
         conventions = Conventions(**payload["conventions"])
         runs = payload.get("runs", {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +10,17 @@ import numpy.typing as npt
 from ._grid import Array, Vector
 from ._weights import row_bounds
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 Method = Literal["bilinear", "conservative"]
 Axes = tuple[Vector, Vector]
 Neighbours = tuple[npt.NDArray[np.intp], Vector]
 
 _PRESENT = {"bilinear": 1 - 1e-9, "conservative": 0.5}
 _SLACK = 1e-6
+# 500 m: finer than any global field, and far below what an axis in memory would be felt at.
+_FINEST_DEGREES = 0.005
 
 
 class Regridder:
@@ -28,7 +33,8 @@ class Regridder:
     `cell_weights`, so the global mean is kept. NaN points are left out; NaN where less than half a cell is
     present. Components of the wind are averaged as scalars.
 
-    Cost: H' H W + H' W W' per field, small against reading it.
+    The weights are one sparse matrix for the rows and one for the columns: a target point takes as many
+    operations as it has neighbours, and its bits do not depend on other fields.
 
     Args:
         source, target: latitude (H,) and longitude (W,) in degrees; rows in either direction, columns
@@ -53,15 +59,23 @@ class Regridder:
         if values.shape[-2:] != expected:
             raise ValueError(f"field must have shape (..., {expected[0]}, {expected[1]}), got {values.shape}")
         missing = np.isnan(values)
-        if not missing.any():
+        # Others keep their bits beside a field with holes.
+        holed = missing.any(axis=(-2, -1))
+        if not holed.any():
             return self._map(values)
-        share = self._map((~missing).astype(np.float64))
-        total = self._map(np.where(missing, 0.0, values))
+        mapped = self._map(np.where(missing, 0.0, values))
+        share = self._map((~missing[holed]).astype(np.float64))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(share >= _PRESENT[self.method], total / share, np.nan)
+            mapped[holed] = np.where(share >= _PRESENT[self.method], mapped[holed] / share, np.nan)
+        return mapped
 
     def _map(self, values: Vector) -> Vector:
-        return np.asarray(self._rows @ values @ self._columns.T)
+        lead, (height, width) = values.shape[:-2], values.shape[-2:]
+        rows = self._rows @ np.moveaxis(values, -2, 0).reshape(height, -1)
+        columns = np.moveaxis(rows.reshape(-1, *lead, width), -1, 0).reshape(width, -1)
+        mapped = (self._columns @ columns).reshape(-1, self._rows.shape[0], *lead)
+        out: Vector = np.ascontiguousarray(np.moveaxis(mapped, (1, 0), (-2, -1)))
+        return out
 
 
 def _vectors(axes: Axes) -> Axes:
@@ -72,10 +86,16 @@ def global_axes(rows: int, columns: int) -> Axes:
     """Axes of a global grid from the north: poles are rows when their number is odd.
 
     Raises:
-        ValueError: for fewer than 2 rows or columns.
+        ValueError: for fewer than 2 rows or columns, or more than one each 0.005 degrees.
     """
     if rows < 2 or columns < 2:
         raise ValueError(f"a grid needs 2 rows and columns or more, got {rows} x {columns}")
+    most = round(180 / _FINEST_DEGREES) + 1, round(360 / _FINEST_DEGREES)
+    if rows > most[0] or columns > most[1]:
+        raise ValueError(
+            f"a global grid of {rows} x {columns} is finer than {_FINEST_DEGREES} degrees: give at most "
+            f"{most[0]} rows and {most[1]} columns, such as 721x1440 for a quarter of a degree"
+        )
     step = 180 / (rows - 1 if rows % 2 else rows)
     first = 90.0 if rows % 2 else 90 - step / 2
     latitude: Vector = first - step * np.arange(rows, dtype=np.float64)
@@ -141,49 +161,73 @@ def _between(axis: Vector, wanted: Vector) -> Neighbours:
     return before, np.where(inside, share, np.nan)
 
 
-def _bilinear(source: Axes, target: Axes) -> tuple[Vector, Vector]:
+def _bilinear(source: Axes, target: Axes) -> tuple[csr_array, csr_array]:
     check_axes(source, "source")
     found = zip(brackets(source, *target), source, target, ("latitude", "longitude"), strict=True)
     rows, columns = (_linear(*item) for item in found)
     return rows, columns
 
 
-def _linear(neighbours: Neighbours, points: Vector, wanted: Vector, name: str) -> Vector:
+def _linear(neighbours: Neighbours, points: Vector, wanted: Vector, name: str) -> csr_array:
     """Weights (wanted, points) of linear interpolation."""
+    from scipy import sparse
+
     before, share = neighbours
     if np.isnan(share).any():
         raise _beyond(name, wanted, points)
-    out = np.zeros((wanted.size, points.size))
-    line = np.arange(wanted.size)
-    out[line, before % points.size] = 1 - share
-    out[line, (before + 1) % points.size] += share
-    return out
+    columns = np.stack([before, before + 1]) % points.size
+    lines = np.broadcast_to(np.arange(wanted.size), columns.shape)
+    weights = np.stack([1 - share, share])
+    shape = (wanted.size, points.size)
+    return sparse.coo_array((weights.ravel(), (lines.ravel(), columns.ravel())), shape=shape).tocsr()
 
 
-def _conservative(source: Axes, target: Axes) -> tuple[Vector, Vector]:
+def _conservative(source: Axes, target: Axes) -> tuple[csr_array, csr_array]:
     for axes, side in ((source, "source"), (target, "target")):
         check_axes(axes, side)
-    edges = [np.sin(np.deg2rad(_row_edges(axes))) for axes in (source, target)]
-    rows = _overlap(edges[0], edges[1], "latitude")
+    ours, theirs = (np.sin(np.deg2rad(_row_edges(axes))) for axes in (source, target))
+    rows = _overlap(ours, np.arange(source[0].size), theirs, "latitude")
     ours, theirs = (_column_edges(axes) for axes in (source, target))
     moved = theirs + 360 * np.round((ours.mean() - theirs.mean()) / 360)
-    if not is_global(*source)[1]:
-        return rows, _overlap(ours, moved, "longitude")
-    turns = np.concatenate([ours[:-1] - 360, ours[:-1], ours + 360])
-    three = _overlap(turns, moved, "longitude")
-    return rows, three.reshape(moved.size - 1, 3, -1).sum(axis=1)
+    columns = np.arange(source[1].size)
+    if is_global(*source)[1]:
+        ours = np.concatenate([ours[:-1] - 360, ours[:-1], ours + 360])
+        columns = np.tile(columns, 3)
+    return rows, _overlap(ours, columns, moved, "longitude")
 
 
-def _overlap(source: Vector, target: Vector, name: str) -> Vector:
-    """Share (target, source) of each target cell in every source cell, from their edges."""
-    low, high = (np.sort(np.stack([e[:-1], e[1:]]), axis=0) for e in (target, source))
-    if target.min() < source.min() - 1e-9 * np.ptp(source) or target.max() > source.max() + 1e-9 * np.ptp(
-        source
-    ):
+def _overlap(source: Vector, columns: npt.NDArray[np.intp], target: Vector, name: str) -> csr_array:
+    """Shares (target, source) of each target cell in the source cells, from the edges of both.
+
+    Args:
+        source: edges of N cells in either direction.
+        columns: of the result, of the N cells.
+        target: edges of N' cells in either direction.
+        name: of the axis, for messages.
+    """
+    from scipy import sparse
+
+    slack = 1e-9 * np.ptp(source)
+    if target.min() < source.min() - slack or target.max() > source.max() + slack:
         raise _beyond(name, target, source)
-    width = np.minimum(low[1][:, None], high[1]) - np.maximum(low[0][:, None], high[0])
-    width = np.maximum(width, 0.0)
-    return np.asarray(width / width.sum(axis=1, keepdims=True))
+    # Between two edges that follow one another there is one source cell and one target cell.
+    edges = np.unique(np.concatenate([source, target]))
+    inside = (edges >= max(source.min(), target.min())) & (edges <= min(source.max(), target.max()))
+    edges = edges[inside]
+    middle, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    theirs, ours = _cells(target, middle), _cells(source, middle)
+    width = width / np.bincount(theirs, weights=width, minlength=target.size - 1)[theirs]
+    shape = (target.size - 1, int(columns.max()) + 1)
+    return sparse.coo_array((width, (theirs, columns[ours])), shape=shape).tocsr()
+
+
+def _cells(edges: Vector, places: Vector) -> npt.NDArray[np.intp]:
+    """The cell between edges in which each place lies."""
+    rising = edges[0] < edges[-1]
+    after = np.searchsorted(edges if rising else edges[::-1], places)
+    # The middle of edges that differ by rounding may be one of them.
+    found: npt.NDArray[np.intp] = np.clip(after - 1, 0, edges.size - 2)
+    return found if rising else edges.size - 2 - found
 
 
 def _row_edges(axes: Axes) -> Vector:

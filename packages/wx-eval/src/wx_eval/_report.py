@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.metadata import version
 from os import PathLike
@@ -15,53 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from . import _card, _charts, _page, _raster
+from . import _card, _charts, _page
 from ._card import days, metric_title, unit_text
+from ._card_text import card_settings, card_summary, card_warnings, cell_row
 from ._charts import DASHES, Axes, Reliability, Series, colour
-from ._compare import OWN_ANALYSIS, Cell, Comparison
+from ._compare import Comparison
 from ._figure import Figure, arranged, framed
-from ._inference import MINIMUM_STARTS
+from ._maps import Map as Map
+from ._maps import map_panels
 from ._records import Records
 
 _MOST_NUMBERS = 4
 _LEAST_SIZE = {"panels": 0.72, "key": 0.5}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Map:
-    """A field for Report.maps.
-
-    Attributes:
-        title: above the map.
-        field: shape (H, W); NaN is drawn grey.
-        latitude: degrees, shape (H,), either direction.
-        longitude: degrees, shape (W,), increasing.
-        units: at the colour bar.
-        scale: "sequential", or "diverging" around zero.
-        limits: ends of the colour scale; by default the 1st to 99th percentile.
-        land: mask or fraction (H, W) whose 0.5 contour is drawn as a coast line, or "earth" for the coasts of
-            the Earth.
-    """
-
-    title: str
-    field: npt.NDArray[Any]
-    latitude: npt.NDArray[Any]
-    longitude: npt.NDArray[Any]
-    units: str = ""
-    scale: _raster.Scale = "sequential"
-    limits: tuple[float, float] | None = None
-    land: npt.NDArray[Any] | Literal["earth"] | None = None
-
-    def __post_init__(self) -> None:
-        shape = (np.size(self.latitude), np.size(self.longitude))
-        for name in ("field", "land"):
-            array = getattr(self, name)
-            if isinstance(array, str) and array != "earth":
-                raise ValueError(f'land of map {self.title!r} must be an array or "earth", got {array!r}')
-            if array is not None and not isinstance(array, str) and np.shape(array) != shape:
-                raise ValueError(
-                    f"{name} of map {self.title!r} must have shape {shape}, got {np.shape(array)}"
-                )
 
 
 class Report:
@@ -84,7 +49,8 @@ class Report:
         self.subtitle = subtitle
         self.data = tuple(filter(None, [data] if isinstance(data, str) else data))
         self.command = command
-        self.figures: dict[str, Figure] = {}
+        self._figures: dict[str, Callable[[], Figure]] = {}
+        self._numbers: dict[str, str] = {}
         self._sections: list[tuple[str, str]] = []
 
     @classmethod
@@ -168,17 +134,17 @@ class Report:
             paragraphs: shown above the card.
         """
         c = comparison
-        parts = [_page.paragraphs((*paragraphs, _card_summary(c)))]
-        parts.append(_page.paragraphs(_warnings(c), "warning"))
+        parts = [_page.paragraphs((*paragraphs, card_summary(c)))]
+        parts.append(_page.paragraphs(card_warnings(c), "warning"))
         parts.append(_elements(_card.legend(c), "key"))
-        self._keep(heading, {"card": _card.scorecard(c)})
+        self._keep(heading, {"card": lambda: _card.scorecard(c)})
         for metric in c.metrics:
             panels = _elements(_card.panels(c, metric).values())
             parts.append(f"<h3>{escape(metric_title(metric))}</h3>{panels}")
-        parts.append(_numbers(c))
-        parts.append(_page.definitions(_card_settings(c)))
+        parts.append(self._once(heading, _numbers(c), f"Scores and bias of {c.model_b}"))
+        parts.append(_page.definitions(card_settings(c)))
         parts.append(self._origin())
-        rows = [_cell_row(cell, c) for cell in c.cells]
+        rows = [cell_row(cell, c) for cell in c.cells]
         parts.append(_page.folded(f"All {len(rows)} cells as a table", _page.row_table(rows)))
         return self._add(heading, "".join(parts))
 
@@ -205,20 +171,24 @@ class Report:
         """
         names = [metrics] if isinstance(metrics, str) else list(metrics)
         chosen = scores.sel(region=region)
-        around = None if bands is None else bands.sel(region=region)
         models = [str(m) for m in scores["model"].values]
+        shown = [str(c) for c in (scores["channel"].values if channels is None else channels)]
+        values = {name: _by_place(chosen[name], shown) for name in names}
+        around = {} if bands is None else _limits_by_place(bands.sel(region=region), names, shown)
         x_days = scores["lead_time"].values / np.timedelta64(86400, "s")
         level = {"one": 1.0, "zero": 0.0}.get(str(chosen[names[0]].attrs.get("goal")))
         panels = {}
-        for channel in scores["channel"].values if channels is None else channels:
+        for i, channel in enumerate(shown):
             lines = [
                 Series(
                     f"{model}, {metric_title(name)}",
                     x_days,
-                    chosen[name].sel(model=model, channel=channel).values,
+                    values[name][m, i],
                     colour(m),
                     DASHES[k % len(DASHES)],
-                    *_band(around, name, {"model": model, "channel": channel}),
+                    low=around[name][0][m, i] if name in around else None,
+                    high=around[name][1][m, i] if name in around else None,
+                    marker=_marker(models, m),
                 )
                 for k, name in enumerate(names)
                 for m, model in enumerate(models)
@@ -230,7 +200,7 @@ class Report:
                 zero=level != 1.0,
                 reference=level,
             )
-            panels[str(channel)] = _charts.line_panel(str(channel), lines, axes)
+            panels[channel] = _charts.line_panel(str(channel), lines, axes)
         key = _key(models, [metric_title(name) for name in names])
         around_text = "" if bands is None else _band_text(bands, names[0])
         where = f'<p class="caption">Region {escape(region)}; {escape(_starts(chosen))}.{around_text}</p>'
@@ -257,7 +227,8 @@ class Report:
         drawn = {}
         for title, lines in panels.items():
             series = [
-                Series(name, *_from_one(values), colour(names.index(name))) for name, values in lines.items()
+                Series(name, *_from_one(values), colour(k), marker=_marker(names, k))
+                for k, (name, values) in ((names.index(n), (n, v)) for n, v in lines.items())
             ]
             drawn[title] = _charts.line_panel(title, series, axes)
         content = self._panels(heading, drawn, _key(names, []))
@@ -295,7 +266,7 @@ class Report:
             curves = []
             for k, model in enumerate(models):
                 found = {name: one[name].sel(model=model).values for name in fields if name in one}
-                curves.append(Reliability(name=model, colour=colour(k), **found))
+                curves.append(Reliability(name=model, colour=colour(k), marker=_marker(models, k), **found))
             panels[title] = _charts.reliability_panel(title, curves)
         return self._diagrams(heading, models, panels, paragraphs)
 
@@ -322,7 +293,12 @@ class Report:
         for title, one in _places(curve, region, channels, lead_times):
             series = [
                 Series(
-                    m, one["pofd"].sel(model=m).values, one["pod"].sel(model=m).values, colour(k), points=True
+                    m,
+                    one["pofd"].sel(model=m).values,
+                    one["pod"].sel(model=m).values,
+                    colour(k),
+                    points=True,
+                    marker=_marker(models, k),
                 )
                 for k, m in enumerate(models)
             ]
@@ -348,7 +324,13 @@ class Report:
             # Far below zero lies what nobody would use; it would hide the rest.
             lines = {m: one["best"].sel(model=m).values for m in models}
             series = [
-                Series(m, curve["cost_loss"].values, np.where(v >= -0.25, v, np.nan), colour(k))
+                Series(
+                    m,
+                    curve["cost_loss"].values,
+                    np.where(v >= -0.25, v, np.nan),
+                    colour(k),
+                    marker=_marker(models, k),
+                )
                 for k, (m, v) in enumerate(lines.items())
             ]
             panels[title] = _charts.line_panel(title, series, axes)
@@ -356,10 +338,7 @@ class Report:
 
     def maps(self, heading: str, maps: Sequence[Map], *paragraphs: str, shared: bool = True) -> Self:
         """Fields on the globe; `shared` puts those of one scale and unit without limits on common limits."""
-        fixed = [
-            replace(m, limits=_limits([o for o in maps if _alike(o, m)] if shared else [m])) for m in maps
-        ]
-        panels = {m.title: _draw_map(m) for m in fixed}
+        panels = map_panels(maps, shared)
         return self._add(heading, f"{_page.paragraphs(paragraphs)}{self._panels(heading, panels)}")
 
     def html(self) -> str:
@@ -388,6 +367,11 @@ class Report:
         return [figure.write(target / f"{name}.{kind}") for name, figure in self.figures.items()]
 
     @property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure of the page by the name under which it is exported."""
+        return {name: draw() for name, draw in self._figures.items()}
+
+    @property
     def length(self) -> int:
         """Number of sections."""
         return len(self._sections)
@@ -405,18 +389,24 @@ class Report:
 
     def _panels(self, heading: str, panels: Mapping[str, Figure], key: Sequence[Figure] = ()) -> str:
         """Elements of a key and panels; a panel is exported together with the key."""
-        if not key:
-            self._keep(heading, panels)
-            return _elements(panels.values())
-        self._keep(heading, {t: arranged((p, *key), p.width, p.label, gap=6) for t, p in panels.items()})
-        return _elements(key, "key") + _elements(panels.values())
 
-    def _keep(self, heading: str, figures: Mapping[str, Figure]) -> None:
-        """Names for `export`, one for each figure."""
-        for title, figure in figures.items():
+        def draw(panel: Figure) -> Figure:
+            return arranged((panel, *key), panel.width, panel.label, gap=6) if key else panel
+
+        self._keep(heading, {title: partial(draw, panel) for title, panel in panels.items()})
+        return _elements(key, "key") * bool(key) + _elements(panels.values())
+
+    def _keep(self, heading: str, figures: Mapping[str, Callable[[], Figure]]) -> None:
+        """Names for `export`, one for each figure, which is drawn when it is asked for."""
+        for title, draw in figures.items():
             stem = f"{len(self._sections) + 1:02d}-{_slug(heading)}-{_slug(title)}"
-            same = sum(name == stem or name.startswith(f"{stem}~") for name in self.figures)
-            self.figures[f"{stem}~{same + 1}" if same else stem] = framed(figure, 8)
+            same = sum(name == stem or name.startswith(f"{stem}~") for name in self._figures)
+            self._figures[f"{stem}~{same + 1}" if same else stem] = partial(_framed, draw)
+
+    def _once(self, heading: str, content: str, what: str) -> str:
+        """The content, or a line that says in which section it stands already."""
+        first = self._numbers.setdefault(content, heading)
+        return content if first == heading else f"<p>{escape(f'{what}: as in the section {first!r}.')}</p>"
 
     def _diagrams(
         self, heading: str, models: Sequence[str], panels: Mapping[str, Figure], texts: Iterable[str]
@@ -438,11 +428,20 @@ def _elements(figures: Iterable[Figure], kind: str = "panels") -> str:
     return f'<div class="{kind}">{body}</div>'
 
 
+def _framed(draw: Callable[[], Figure]) -> Figure:
+    return framed(draw(), 8)
+
+
+def _marker(names: Sequence[str], k: int) -> int | None:
+    """Shape that goes with colour k, for print without colour; none where there is one name only."""
+    return k if len(names) > 1 else None
+
+
 def _key(names: Sequence[str], dashed: Sequence[str]) -> list[Figure]:
-    """A colour per name, then a dash per further distinction."""
-    entries = [(name, colour(k), "") for k, name in enumerate(names)]
+    """A colour and a shape per name, then a dash per further distinction."""
+    entries = [(name, colour(k), "", _marker(names, k)) for k, name in enumerate(names)]
     if len(dashed) > 1:
-        entries += [(name, "#3b3b3b", DASHES[k % len(DASHES)]) for k, name in enumerate(dashed)]
+        entries += [(name, "#3b3b3b", DASHES[k % len(DASHES)], None) for k, name in enumerate(dashed)]
     return _charts.key(entries)
 
 
@@ -466,113 +465,24 @@ def _numbers(c: Comparison) -> str:
     return f"{scored}<h3>{escape(title)}</h3>{_elements(_card.bias_panels(c))}"
 
 
-def _card_summary(c: Comparison) -> str:
-    count = c.count()
-    names = _card.metrics_title(c.metrics)
-    text = (
-        f"{names}: {c.model_a} is better than {c.model_b} in {count['better']} of {len(c.cells)} cells "
-        f"({count['better_significant']} significantly) and worse in {count['worse']} "
-        f"({count['worse_significant']} significantly)."
-    )
-    if not c.by_default:
-        better, worse = c.count_robust()
-        text += (
-            " By the default test, which allows for the correlation of successive starts and for the number "
-            f"of tests, {better} are significantly better and {worse} worse."
-        )
-    return text[0].upper() + text[1:]
+def _by_place(values: xr.DataArray, channels: Sequence[str]) -> npt.NDArray[Any]:
+    """(model, channel, lead time)."""
+    return np.asarray(values.sel(channel=list(channels)).transpose("model", "channel", "lead_time").values)
 
 
-def _warnings(c: Comparison) -> list[str]:
-    """What a reader must know before believing the card."""
-    out = []
-    few = sum(map(_card.few, c.cells))
-    if few:
-        out.append(
-            f"{few} of {len(c.cells)} cells have fewer than {MINIMUM_STARTS} effective starts (hatched): "
-            "their tests are rough."
-        )
-    if c.spacing is None:
-        out.append("Starts are unevenly spaced: corrections for serial correlation assume that they are not.")
-    own = [name for name in (c.model_a, c.model_b) if name in c.conventions.truth_models]
-    early = sum(cell.lead_time < OWN_ANALYSIS for cell in c.cells)
-    if early and own:
-        out.append(
-            f"The truth is the analysis of {' and '.join(own)}, which favours it in the {early} cells with "
-            "lead times below 2 days (hatched)."
-        )
-    elif early:
-        out.append(
-            f"{early} cells have lead times below 2 days: if {c.conventions.truth} is the analysis of one of "
-            "the models, that one is favoured there. Name it in truth_models to have these cells hatched."
-        )
-    return out
-
-
-def _card_settings(c: Comparison) -> dict[str, str]:
-    kinds = {"crps_fair": "fair", "crps_biased": "biased"}
-    effective = [cell.n_effective for cell in c.cells if np.isfinite(cell.n_effective)]
-    inflation = [cell.inflation for cell in c.cells if np.isfinite(cell.inflation)]
-    found = dict(c.settings())
-    named = [f"{m}: {kinds[m]}" for m in c.metrics if m in kinds]
-    if named:
-        found["estimator"] = ", ".join(named)
-    if effective:
-        above = sum(cell.n_effective > cell.n for cell in c.cells)
-        found["effective starts"] = f"median {np.median(effective):.0f}, at least {min(effective):.0f}" + (
-            f", more than starts in {above} cells, whose successive differences alternate" if above else ""
-        )
-        found["inflation of standard errors"] = (
-            f"median {np.median(inflation):.2f}, at most {max(inflation):.2f}"
-        )
-    few = sum(map(_card.few, c.cells))
-    found[f"cells with fewer than {MINIMUM_STARTS} effective starts"] = f"{few} of {len(c.cells)}"
-    return found
-
-
-def _cell_row(cell: Cell, c: Comparison) -> dict[str, object]:
-    unit = unit_text(c.metric_units.get(cell.metric, ""), c.conventions.units.get(cell.channel, ""))
+def _limits_by_place(
+    bands: xr.Dataset, names: Sequence[str], channels: Sequence[str]
+) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Lower and upper limits of those scores that have any."""
     return {
-        "metric": cell.metric,
-        "channel": cell.channel,
-        "region": cell.region,
-        "days": float(days(cell.lead_time)),
-        c.model_a: cell.score_a,
-        c.model_b: cell.score_b,
-        "unit": unit,
-        "better by %": 100 * cell.skill,
-        "loss difference": cell.difference,
-        "95 % low": cell.low,
-        "95 % high": cell.high,
-        "p": cell.p_value,
-        "p corrected": cell.p_adjusted,
-        "significant": cell.significant,
-        "starts": cell.n,
-        "dropped": cell.n_dropped,
-        "effective": cell.n_effective,
-        "inflation": cell.inflation,
-        "p iid": cell.p_iid,
-        "p Geer": cell.p_geer,
-        "p EWC": cell.p_ewc,
-        "p EWC AR(1)": cell.p_ewc_ar1,
-        "the same corrected": cell.p_robust,
-        f"bias of {c.model_a}": cell.bias_a,
-        f"bias of {c.model_b}": cell.bias_b,
-        "notes": ", ".join(cell.notes),
+        name: (_by_place(bands[f"{name}_low"], channels), _by_place(bands[f"{name}_high"], channels))
+        for name in names
+        if f"{name}_low" in bands
     }
 
 
-def _band(
-    bands: xr.Dataset | None, name: str, place: Mapping[str, Any]
-) -> tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None]:
-    if bands is None or f"{name}_low" not in bands:
-        return None, None
-    low, high = (bands[f"{name}_{end}"].sel(place).values for end in ("low", "high"))
-    return low, high
-
-
 def _band_text(bands: xr.Dataset, name: str) -> str:
-    if f"{name}_low" not in bands:
+    if f"{name}_low" not in bands or not bands[f"{name}_low"].notnull().any():
         return ""
     attributes = bands[f"{name}_low"].attrs
     level, method = attributes.get("level", 0.95), attributes.get("method", "")
@@ -610,50 +520,6 @@ def _starts(scores: xr.Dataset) -> str:
         members = np.unique(members[np.isfinite(members)]).astype(int)
         size = "/".join(map(str, members)) or "varying"
         span = f"{starts.min()}" if starts.min() == starts.max() else f"{starts.min()} to {starts.max()}"
-        parts.append(f"{model}: {span} starts, {size} members")
+        plural = "" if starts.max() == 1 else "s", "" if size == "1" else "s"
+        parts.append(f"{model}: {span} start{plural[0]}, {size} member{plural[1]}")
     return "; ".join(parts)
-
-
-def _alike(a: Map, b: Map) -> bool:
-    return (a.scale, a.units, a.limits) == (b.scale, b.units, b.limits)
-
-
-def _limits(maps: Sequence[Map]) -> tuple[float, float]:
-    if maps[0].limits is not None:
-        return maps[0].limits
-    values = np.concatenate([np.ravel(m.field) for m in maps]).astype(np.float64)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0, 1.0
-    low, high = (float(v) for v in np.percentile(values, [1, 99]))
-    if maps[0].scale == "diverging":
-        high = max(abs(low), abs(high)) or 1.0
-        return -high, high
-    return (low, high) if high > low else (low, low + 1.0)
-
-
-def _draw_map(m: Map) -> Figure:
-    """Map and colour bar, north up."""
-    limits = _limits([m])
-    lat, lon = np.asarray(m.latitude, np.float64), np.asarray(m.longitude, np.float64)
-    flip = slice(None, None, -1 if lat[0] < lat[-1] else 1)
-    image = _raster.field_image(np.asarray(m.field)[flip], limits, m.scale)
-    half_y, half_x = abs(lat[1] - lat[0]) / 2, (lon[1] - lon[0]) / 2
-    extent = (lon[0] - half_x, lon[-1] + half_x, lat.min() - half_y, lat.max() + half_y)
-    panel = _charts.map_panel(m.title, image, extent, _coasts(m, lat[flip], lon, flip))
-    bar = _charts.colour_bar(_raster.palette(m.scale), limits, m.units)
-    return arranged((panel, bar), panel.width, panel.label, gap=2)
-
-
-def _coasts(
-    m: Map, lat: npt.NDArray[np.float64], lon: npt.NDArray[np.float64], flip: slice
-) -> Sequence[npt.NDArray[np.float64]]:
-    if m.land is None:
-        return ()
-    if isinstance(m.land, str):
-        return _raster.earth_coasts()
-    segments = np.array(_raster.contour(np.asarray(m.land)[flip])).reshape(-1, 2, 2)
-    at_x, at_y = np.arange(lon.size), np.arange(lat.size)
-    return [
-        np.stack([np.interp(s[:, 0], at_x, lon), np.interp(s[:, 1], at_y, lat)], axis=1) for s in segments
-    ]

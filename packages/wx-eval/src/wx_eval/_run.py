@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from ._config import RunSettings, digest
-from ._job import Job, Starts, prepare
+from ._files import write_whole
+from ._job import Job, prepare
+from ._made import Starts
 from ._records import Records
 
 _LINE_SECONDS = 10.0
@@ -57,7 +59,11 @@ def run(
     starts = job.init_times
     if settings.missing_truth == "error":
         job.check_truth()
+    job.check_climatology()
     parts.begin(overwrite=overwrite)
+    if job.unscored and not (rank or quiet):
+        text = f"the truth has no channel {', '.join(job.unscored)}: not scored"
+        print(f"{settings.model}: {text}", file=sys.stderr)
     done = parts.done()
     mine = [t for t in starts[rank::ranks] if t not in done]
     with _Progress(
@@ -155,8 +161,8 @@ class _Parts:
     def write(self, start: np.datetime64, records: Records) -> None:
         """Keep the rows of one start; the first one marks the folder as that of this configuration."""
         if not self._mark.exists():
-            _atomic(self._mark, lambda path: path.write_text(json.dumps(self._settings.kept, indent=1)))
-        _atomic(self.folder / f"{str(start).replace(':', '')}.parquet", records.to_parquet)
+            write_whole(self._mark, lambda path: path.write_text(json.dumps(self._settings.kept, indent=1)))
+        write_whole(self.folder / f"{str(start).replace(':', '')}.parquet", records.to_parquet)
 
     def join(self, starts: Starts) -> Records:
         """Write the output from all starts and drop the parts."""
@@ -169,7 +175,7 @@ class _Parts:
         if absent.size:
             raise RuntimeError(f"{self.folder} lacks the start {absent[0]}: run the same command again")
         if files:
-            _atomic(self.output, joined.to_parquet)
+            write_whole(self.output, joined.to_parquet)
         shutil.rmtree(self.folder, ignore_errors=True)
         return joined
 
@@ -216,14 +222,6 @@ def _wait_for(parts: _Parts, starts: Starts, quiet: bool) -> None:
         if not quiet and time.monotonic() - shown > _LINE_SECONDS:
             shown = time.monotonic()
             print(f"waiting for {len(left)} starts of other ranks", file=sys.stderr)
-
-
-def _atomic(path: Path, write: Any) -> None:
-    """Write a file under another name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    write(unfinished)
-    os.replace(unfinished, path)
 
 
 def _stamp(stem: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -13,7 +13,7 @@ import xarray as xr
 from ._bootstrap import automatic_block_length, bootstrap_counts, check_resampling, two_sided
 from ._choices import Sample as Sample
 from ._grid import Array, Vector
-from ._inference import Method, mean_tests
+from ._inference import MeanTests, Method, mean_tests, smallest_p_value
 from ._metrics import Metric
 from ._records import WEIGHT
 
@@ -133,25 +133,33 @@ class Test:
         assert self.seed is not None
         return bootstrap_counts(len(line_TN), self.resamples, block, self.seed), block
 
-    def of_draws(self, drawn_BN: Vector, estimate_N: Vector) -> Estimates:
-        """From resampled values; a resample without a value is left out."""
+    def of_draws(self, drawn_BN: Vector, estimate_N: Vector, line_TN: Vector, regular: bool) -> Estimates:
+        """From resampled values and the linearised ones; a resample without a value is left out."""
         absent = np.isnan(drawn_BN)
         undefined, enough = np.any(absent, axis=0), np.sum(~absent, axis=0) > 1
         stderr, low, high, p = np.full((4, len(estimate_N)), np.nan)
         ok = enough & np.isfinite(estimate_N)
+        notes: list[tuple[str, ...]] = [("not defined",)] * len(ok)
         if ok.any():
-            d = drawn_BN[:, ok]
+            d, tests = drawn_BN[:, ok], self._spread_of_draws(drawn_BN[:, ok], line_TN[:, ok])
             tails = [(1 - self.level) / 2, (1 + self.level) / 2]
-            stderr[ok] = np.nanstd(d, axis=0, ddof=1)
-            low[ok], high[ok] = np.nanquantile(d, tails, axis=0)
-            p[ok] = two_sided(d, estimate_N[ok])
-        notes = tuple(
-            ("undefined in some resamples",) * bool(undefined[k]) if ok[k] else ("not defined",)
-            for k in range(len(ok))
-        )
+            stderr[ok] = tests.stderr
+            low[ok], high[ok] = np.where(tests.constant, estimate_N[ok], np.nanquantile(d, tails, axis=0))
+            p[ok] = np.maximum(two_sided(d, estimate_N[ok]), smallest_p_value(len(line_TN)))
+            for k, cell in enumerate(np.flatnonzero(ok)):
+                more = ("undefined in some resamples",) * bool(undefined[cell])
+                notes[cell] = (*tests.notes(k, regular), *more)
         return Estimates(
-            stderr=stderr, df=np.full_like(p, np.nan), low=low, high=high, p_value=p, notes=notes
+            stderr=stderr, df=np.full_like(p, np.nan), low=low, high=high, p_value=p, notes=tuple(notes)
         )
+
+    def _spread_of_draws(self, drawn_BN: Vector, line_TN: Vector) -> MeanTests:
+        """Tests with the standard error of the draws, which is zero where the series does not vary."""
+        # Where there is no linearisation, the draws are all there is.
+        finite = np.isfinite(line_TN).all(axis=0)
+        tests = mean_tests(np.where(finite, line_TN, np.arange(len(line_TN))[:, None]), "iid")
+        stderr = np.where(tests.constant, 0.0, np.nanstd(drawn_BN, axis=0, ddof=1))
+        return replace(tests, stderr=stderr, naive=np.where(finite, tests.naive, np.nan))
 
     def of_series(self, line_TN: Vector, estimate_N: Vector, horizon: int, regular: bool) -> Estimates:
         """From linearised values by a t test; a cell that is not finite has none."""

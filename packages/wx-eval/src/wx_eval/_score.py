@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +105,7 @@ class Scorer:
         alone: list[AnyStatistic] = []
         joint: dict[tuple[str, tuple[str, ...]], list[AnyStatistic]] = {}
         for statistic in self.statistics:
-            if statistic.minimum_members > len(task.values):
+            if statistic.minimum_members > task.values.shape[0]:
                 continue
             found = statistic.groups(channels) if isinstance(statistic, Statistic) else None
             if found is None:
@@ -139,7 +139,10 @@ class Scorer:
     def reference(self, name: str, valid_time: np.datetime64) -> xr.DataArray:
         """Climatological field of all channels that have it."""
         if self._climatology is None:
-            raise ValueError(f"a metric needs the climatological {name}: give evaluate a climatology")
+            raise ValueError(
+                f"a metric needs the climatological {name}: give a climatology (climatology= in Python, "
+                "--climatology on the command line)"
+            )
         self.used_climatology = True
         field = self._climatology.at(name, valid_time)
         if field.shape[1:] != self.layout.grid.shape:
@@ -226,7 +229,7 @@ class Group:
         """Columns by channel."""
         if comm is not None:
             self._sums.exchange(comm)
-        members = len(self._source.task.values)
+        members = self._source.task.values.shape[0]
         out = dict(zip(self._names, self._sums.columns(members), strict=True))
         for statistic in self._fields:
             for name, vector in zip(self._channels, statistic.value(self._everywhere), strict=True):
@@ -258,11 +261,7 @@ class Group:
             _ = case.ensemble
         finite = (np.isfinite(case.error) | ~case.scored).all(axis=1)
         if not finite.all():
-            raise ValueError(
-                f"{task.name} is not finite in channel {self._channels[int(np.argmin(finite))]!r} where the "
-                "truth is: a failed forecast cannot be scored; set the truth to NaN where nothing should be "
-                "verified"
-            )
+            _refuse(case, int(np.argmin(finite)), task.name)
         return case
 
     def _reference(self, name: str) -> Array:
@@ -280,6 +279,19 @@ class Group:
         out = np.full((len(self._reducer.regions), vector.size), np.nan)
         out[self._reducer.regions.index("global")] = vector
         return out
+
+
+def _refuse(case: Case, channel: int, name: str) -> NoReturn:
+    """Raise ValueError for a channel in which the difference from the truth is not finite."""
+    if np.isinf(case.truth[channel]).any():
+        raise ValueError(
+            f"the truth at {case.valid_time} is infinite in channel {case.channels[channel]!r}: set it to "
+            "NaN where nothing should be verified"
+        )
+    raise ValueError(
+        f"{name} is not finite in channel {case.channels[channel]!r} where the truth is: a failed forecast "
+        "cannot be scored; set the truth to NaN where nothing should be verified"
+    )
 
 
 class _Sums:

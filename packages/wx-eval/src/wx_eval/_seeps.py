@@ -5,7 +5,6 @@ Rodwell, Richardson, Hewson and Haiden (2010, Q. J. R. Meteorol. Soc. 136, 1344)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._case import Case
+from ._events import as_kept
 from ._grid import Array, Vector
 from ._metrics import Metric, one_of
 from ._statistics import AnyStatistic, Statistic
@@ -33,6 +33,11 @@ class SeepsError(Statistic):
     hours: int
     kind: str
     of: str
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """See `Statistic.references`."""
+        return "seeps_dry_fraction", "seeps_threshold"
 
     def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         """See `Statistic.groups`: the channels of precipitation, each by itself."""
@@ -61,15 +66,15 @@ class SeepsError(Statistic):
                 f"seeps_dry_fraction lies within {_P1}: build both from the same states"
             )
         cost = seeps_matrix(case.reference("seeps_dry_fraction"))
-        seen = self._categories(case.truth, dry, wet)
+        # In the precision of the data: 0.25 mm kept in float32 is on the threshold, not above it.
+        seen = self._categories(case.truth, as_kept(dry, case.truth.dtype), wet)
+        edge = as_kept(dry, case.values.dtype)
         forecasts = case.values if self.of == "members" or case.members == 1 else [_mean(case.values)]
-        errors = [_cost(self._categories(x, dry, wet), seen, cost) for x in forecasts]
+        errors = [_cost(self._categories(x, edge, wet), seen, cost) for x in forecasts]
         return np.asarray(np.mean(errors, axis=0))
 
-    def _categories(self, x: Array, dry_threshold: float, wet: Vector) -> list[npt.NDArray[np.bool_]]:
+    def _categories(self, x: Array, edge: Array, wet: Vector) -> list[npt.NDArray[np.bool_]]:
         """Dry, light and heavy."""
-        # In the precision of the data: 0.25 mm kept in float32 is on the threshold, not above it.
-        edge = x.dtype.type(dry_threshold)
         dry = x < edge if self.kind == "wb2" else x <= edge
         heavy = x > wet if self.kind == "rodwell" else x >= wet
         return [dry, (x > edge) & ~heavy, heavy]
@@ -123,10 +128,6 @@ class SEEPS(Metric):
     def statistics(self) -> tuple[AnyStatistic, ...]:
         """See `Metric.statistics`."""
         return (SeepsError(self.channels, self.hours, self.kind, self.of),)
-
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self.statistics[0].id]
 
 
 def millimetres(unit: str, channel: str) -> float:

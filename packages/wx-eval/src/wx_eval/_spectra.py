@@ -350,19 +350,10 @@ class PowerSpectrum(_Spectral):
         """See `Metric.statistics`."""
         return (self._power(self.of),)
 
-    def value(self, means: Mapping[str, Array], /) -> Array:
-        """See `Metric.value`."""
-        return means[self._power(self.of).id]
-
 
 @dataclass(frozen=True)
-class SpectralRatio(_Spectral):
-    """Mean power over that of the truth, by wavenumber: below 1 where the forecast is too smooth.
-
-    Args:
-        kind, latitudes: see `PowerSpectrum`.
-        of: "members", or "mean", which is below 1 wherever the ensemble spreads.
-    """
+class _ByWave(_Spectral):
+    """A number for each wavenumber, of the "members" or of their "mean"."""
 
     vector: ClassVar[bool] = True
     of: str = "members"
@@ -370,6 +361,16 @@ class SpectralRatio(_Spectral):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("of", self.of, ("members", "mean"))
+
+
+@dataclass(frozen=True)
+class SpectralRatio(_ByWave):
+    """Mean power over that of the truth, by wavenumber: below 1 where the forecast is too smooth.
+
+    Args:
+        kind, latitudes: see `PowerSpectrum`.
+        of: "members", or "mean", which is below 1 wherever the ensemble spreads.
+    """
 
     @property
     def goal(self) -> Goal:
@@ -393,20 +394,13 @@ class SpectralRatio(_Spectral):
 
 
 @dataclass(frozen=True)
-class Coherence(_Spectral):
+class Coherence(_ByWave):
     """Correlation of forecast and truth by wavenumber, sum_m Re(a b*) / sqrt(S_a S_b) of mean spectra.
 
     Args:
         kind, latitudes: see `PowerSpectrum`.
         of: "members" or "mean" of the ensemble.
     """
-
-    vector: ClassVar[bool] = True
-    of: str = "members"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("of", self.of, ("members", "mean"))
 
     @property
     def goal(self) -> Goal:

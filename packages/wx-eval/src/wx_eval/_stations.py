@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -191,7 +191,8 @@ class StationReports:
     `tolerance` of it, edges included, and NaN where there is none.
 
     Args:
-        path: a parquet file or a folder of such files; only the rows of the days that are needed are read.
+        path: a parquet file or a folder of such files, of which only the rows of the days that are needed are
+            read, or a file that ends in .csv, which is read as a whole.
         times: valid times at which there is a state, increasing.
         variables: channels.
         layout: names of the columns.
@@ -255,7 +256,10 @@ class StationReports:
             )
         absent = sorted(set(self._columns) - set(self._data.schema.names))
         if absent:
-            raise ValueError(f"{self.path} has no column {absent}; it has {self._data.schema.names}")
+            raise ValueError(
+                f"{self.path} has no column {absent}; it has {self._data.schema.names}: name its columns by "
+                "layout and variables (of the section truth on the command line)"
+            )
 
     @property
     def name(self) -> str:
@@ -365,7 +369,18 @@ class StationReports:
         # Slow to import, and few need it.
         import pyarrow.dataset as ds
 
-        return ds.dataset(self.path, format="parquet")
+        if fspath(self.path).endswith(".csv"):
+            from pyarrow.csv import ConvertOptions, read_csv
+
+            # Numbers of stations may begin with 0.
+            text = ConvertOptions(column_types={self.layout.station: pa.string()})
+            return ds.dataset(read_csv(fspath(self.path), convert_options=text))
+        try:
+            return ds.dataset(self.path, format="parquet")
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{self.path} is no table of reports: give a parquet file, a folder of them, or a .csv file"
+            ) from error
 
     @property
     def _half(self) -> int:
@@ -451,7 +466,8 @@ class StationReports:
         kind = self._data.schema.field(self.layout.time).type
         if not pa.types.is_timestamp(kind):
             raise ValueError(
-                f"column {self.layout.time!r} of {self.path} must hold timestamps, it holds {kind}"
+                f"column {self.layout.time!r} of {self.path} must hold timestamps, it holds {kind}: write it "
+                "as 2020-01-31T23:55:00, or in pandas by pandas.to_datetime"
             )
         column = pc.field(self.layout.time)
         low, high = (

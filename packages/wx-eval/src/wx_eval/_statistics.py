@@ -86,6 +86,11 @@ class Statistic(ABC):
         """Whether `finish` gets unweighted sums over the points of an area instead of weighted means."""
         return False
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Names of the climatological fields that it reads: a run looks for them before it begins."""
+        return ()
+
     def groups(self, channels: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
         """Channels that are combined into one, by the name of the result; None scores each by itself."""
         del channels

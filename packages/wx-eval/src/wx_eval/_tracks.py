@@ -157,17 +157,28 @@ class TrackForecasts:
         Raises:
             ValueError: for a file of another kind.
         """
+        if not holds_tracks(path):
+            raise ValueError(
+                f"{path} holds no forecast tracks: `wx-eval tracks` or TrackForecasts.to_parquet write them"
+            )
         table = pq.read_table(path)
-        raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-        if raw is None:
-            raise ValueError(f"{path} holds no forecast tracks: write them with TrackForecasts.to_parquet")
-        payload = json.loads(raw)
+        payload = json.loads(table.schema.metadata[_METADATA_KEY])
         return cls(
             tracks=tracks_from_table(table, TrackLayout.own()),
             members=payload["members"],
             init_times=np.array(payload["init_times"], "datetime64[s]"),
             lead_times=np.array(payload["lead_times"], "timedelta64[s]"),
         )
+
+
+def holds_tracks(path: str | PathLike[str]) -> bool:
+    """Whether a file is one of `TrackForecasts.to_parquet`."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        return _METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +256,10 @@ def tracks_from_table(table: pa.Table, layout: TrackLayout) -> list[Track]:
     """
     absent = sorted(set(layout.columns) - set(table.column_names))
     if absent:
-        raise ValueError(f"the table of tracks has no column {absent}; it has {table.column_names}")
+        raise ValueError(
+            f"the table of tracks has no column {absent}; it has {table.column_names}: name its columns by "
+            "a TrackLayout (--layout)"
+        )
     columns = {name: table[name].to_pylist() for name in layout.columns}
     kept = [
         k

@@ -96,8 +96,6 @@ def _known(unit: str) -> tuple[str, float, float]:
 
 
 def _canonical(text: str) -> str:
-    if _NUMBER_ONE.fullmatch(text):
-        return "1"
     if _NUMBER_ONE.fullmatch(text.strip()):
         return "1"
     powers: dict[str, int] = {}

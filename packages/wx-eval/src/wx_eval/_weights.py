@@ -24,6 +24,9 @@ class PointWeights(Protocol):
         ...
 
 
+# Columns closer than this, in degrees, are one: a file with 0 and 360, perhaps in float32.
+_SAME_MERIDIAN = 1e-3
+
 WeightSpec = Weights | PointWeights | npt.NDArray[np.floating[Any]]
 
 
@@ -75,6 +78,7 @@ def point_weights(grid: Grid, weights: WeightSpec) -> tuple[Vector, str]:
     """
     if isinstance(weights, str):
         if grid.axes is not None:
+            _check_columns(grid.axes[1])
             return np.repeat(cell_weights(grid.axes[0], weights), grid.shape[1]), weights
         if weights == "equal":
             return np.ones(grid.size), weights
@@ -131,6 +135,15 @@ def _check_rows(lat: Vector) -> None:
         raise ValueError("latitude must be one strictly monotone row of at least 2 values in degrees")
     if np.abs(lat).max() > 90 + 1e-6:
         raise ValueError(f"latitude must lie within -90..90 degrees, got {lat.min()}..{lat.max()}")
+
+
+def _check_columns(lon: Vector) -> None:
+    columns = np.sort(lon % 360.0)
+    if np.diff(columns, append=columns[0] + 360.0).min() < _SAME_MERIDIAN:
+        raise ValueError(
+            f"longitude {lon[0]:g}..{lon[-1]:g} holds a meridian twice, which would count twice: drop one, "
+            "such as by isel(longitude=slice(None, -1)), or pass `weights` as an array"
+        )
 
 
 def _check_global(lat: Vector) -> None:
