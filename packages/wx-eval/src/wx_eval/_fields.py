@@ -1,6 +1,5 @@
 """Forecasts and truths as chunks and states with checked dims, times, grid and units."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from . import _open
 from ._dims import GRID_TOLERANCE, SPACE, lead_seconds, standard_names, stored_size
 from ._dims import seconds as seconds
 from ._grid import Grid
+from ._kept import Kept
 from ._protocols import Chunk as Chunk
 from ._protocols import ForecastChunk, History
 from ._units import same_units
@@ -264,21 +264,19 @@ class Truth:
             raise ValueError(f"truth lacks the dims {missing}: it has {first.dims}")
         self.layout = Layout(first)
         self.name = str(first.name) if first.name is not None else "truth"
-        self._capacity = max(2, _CACHE_BYTES // max(first.nbytes, 1))
-        self._cache: OrderedDict[np.datetime64, Array] = OrderedDict()
+        # Two states at least, however large.
+        self._states = Kept(max(_CACHE_BYTES, 2 * first.nbytes))
 
     def at(self, valid_time: np.datetime64) -> Array | None:
         """State (channel, point) at exactly this time, or None when there is none."""
         if valid_time.item() not in self._known:
             return None
-        if valid_time in self._cache:
-            self._cache.move_to_end(valid_time)
-        else:
-            state = self._history.read(np.array([valid_time])).transpose(*self._dims)
-            self._cache[valid_time] = np.asarray(state.values)[0].reshape(len(self.layout.channels), -1)
-            if len(self._cache) > self._capacity:
-                self._cache.popitem(last=False)
-        return self._cache[valid_time]
+        return self._states.get(valid_time, lambda: self._read(valid_time))
+
+    def _read(self, valid_time: np.datetime64) -> Array:
+        state = self._history.read(np.array([valid_time])).transpose(*self._dims)
+        values: Array = np.asarray(state.values)[0]
+        return values.reshape(len(self.layout.channels), -1)
 
 
 def channel_names(array: xr.DataArray) -> tuple[str, ...]:
