@@ -402,7 +402,7 @@ def test_times_of_python_and_pandas_are_times_and_plain_numbers_are_not(truth: x
     assert evaluate([one_chunk(init_time=start, lead_time=lead)], truth, model="a") == expected
     with pytest.raises(TypeError, match="durations timedelta64, got 12"):
         evaluate([one_chunk(lead_time=12)], truth, model="a", missing_truth="drop")
-    for wrong in ({"init_time": np.datetime64("NaT")}, {"lead_time": START}, {"init_time": 12 * HOUR}):
+    for wrong in ({"init_time": np.datetime64("NaT", "s")}, {"lead_time": START}, {"init_time": 12 * HOUR}):
         with pytest.raises(ValueError, match="needs an init time and a lead time"):
             evaluate([one_chunk(**wrong)], truth, model="a", missing_truth="drop")
 
