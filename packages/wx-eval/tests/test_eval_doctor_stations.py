@@ -271,21 +271,19 @@ def test_info_on_a_table_of_reports(
     assert "columns: a (double)" in capsys.readouterr().out
 
 
-METAR_FILE = Path(__file__).parents[4] / "shared/data/obs/metar_2020-01_12stations.parquet"
-
-
-def test_the_real_table_has_no_fault_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_real_table_has_no_fault_of_its_own(
+    samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Against a forecast that is its own monthly mean everywhere: only what depends on the table counts."""
-    if not METAR_FILE.exists():
-        pytest.skip(f"REAL DATA ABSENT: {METAR_FILE.name} not found, no real table is looked at")
-    assert main(["info", str(METAR_FILE)]) == 0
+    path = samples / "obs/metar_2020-01_12stations.parquet"
+    assert main(["info", str(path)]) == 0
     out = capsys.readouterr().out
     assert "stations: 12" in out
     assert "2m_temperature [K]: 34 missing, 19 flagged, 12496 usable; flags Q 19 S 5275 V 7221" in out
     assert "fault" not in out
     data = forecast()[["t2m"]]
     data.to_netcdf(tmp_path / "ens.nc", engine="h5netcdf")
-    arguments: list[Any] = ["doctor", tmp_path / "ens.nc", "--stations", METAR_FILE]
+    arguments: list[Any] = ["doctor", tmp_path / "ens.nc", "--stations", path]
     main([str(a) for a in arguments])
     found = [f for f in capsys.readouterr().out.splitlines() if f.startswith(("error", "warning"))]
     table = ("positions", "several", "unknown", "impossible", "constant", "duplicate", "units", "share")

@@ -79,10 +79,10 @@ def test_equal_grids_share_discs_and_what_is_kept_is_bounded(monkeypatch: pytest
     grid, twin = (Grid.from_points(np.linspace(0, 9, 200), np.arange(200) * 0.1) for _ in range(2))
     first = discs(grid, 100.0)
     assert discs(twin, 100.0) is first
-    monkeypatch.setattr(neighbourhood, "_KEPT_BYTES", 3 * first.nbytes)
+    monkeypatch.setattr(neighbourhood._kept, "_limit", 3 * first.nbytes)
     for radius in np.linspace(90, 110, 12):
         discs(grid, radius)
-        assert sum(found.nbytes for found in neighbourhood._kept.values()) <= 3 * first.nbytes
+        assert sum(found.nbytes for found in neighbourhood._kept._arrays.values()) <= 3 * first.nbytes
     assert discs(grid, 100.0) is not first
 
 

@@ -47,7 +47,7 @@ class DayClimatology:
     calendar: Calendar
     channels: Mapping[str, str | tuple[str, float]]
     _dry: dict[str, xr.Variable] = field(default_factory=dict, init=False, repr=False)
-    _kept: Kept = field(default_factory=lambda: Kept(_KEPT_BYTES), init=False, repr=False)
+    _kept: Kept[Array] = field(default_factory=lambda: Kept(_KEPT_BYTES), init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_calendar(self.calendar)

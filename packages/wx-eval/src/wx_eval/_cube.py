@@ -93,7 +93,7 @@ class Cube:
         variables = {n: v.isel(index, missing_dims="ignore") for n, v in self.variables.items()}
         return replace(self, variables=variables)
 
-    def read(self, channels: Sequence[str], key: Key, rows: slice, kept: Kept, room: int) -> Array:
+    def read(self, channels: Sequence[str], key: Key, rows: slice, kept: Kept[Array], room: int) -> Array:
         """Channels at one time (M, C, *space).
 
         Args:
@@ -115,7 +115,7 @@ class Cube:
             out[:, group] = part
         return out
 
-    def _read(self, channels: Sequence[str], key: Key, rows: slice, kept: Kept, room: int) -> Array:
+    def _read(self, channels: Sequence[str], key: Key, rows: slice, kept: Kept[Array], room: int) -> Array:
         """Channels of one variable (M, C, *space)."""
         variable, dim = self.variable(channels[0]), self.fields[channels[0]].dim
         place = {d: p for d, p in zip(self.dims, self.where[key], strict=True) if d in variable.dims}

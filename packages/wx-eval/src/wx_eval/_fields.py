@@ -265,7 +265,7 @@ class Truth:
         self.layout = Layout(first)
         self.name = str(first.name) if first.name is not None else "truth"
         # Two states at least, however large.
-        self._states = Kept(max(_CACHE_BYTES, 2 * first.nbytes))
+        self._states: Kept[Array] = Kept(max(_CACHE_BYTES, 2 * first.nbytes))
 
     def at(self, valid_time: np.datetime64) -> Array | None:
         """State (channel, point) at exactly this time, or None when there is none."""

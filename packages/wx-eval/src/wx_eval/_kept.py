@@ -1,25 +1,33 @@
-"""Arrays that were read and may be asked for again, in bounded memory."""
+"""Arrays, and what is made of them, that may be asked for again, in bounded memory."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
-from ._grid import Array
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
 
 
-class Kept:
-    """Arrays by key; those used longest ago are dropped when all take more than so many bytes.
+T = TypeVar("T", bound=_Sized)
 
+
+class Kept(Generic[T]):
+    """Arrays, or others that know their bytes, by key.
+
+    Those used longest ago are dropped when all take more than so many bytes.
     A copy, such as the one that a worker gets, begins empty.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._arrays: OrderedDict[Hashable, Array] = OrderedDict()
+        self._arrays: OrderedDict[Hashable, T] = OrderedDict()
         self._bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], Array]) -> Array:
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The array of a key, made when it is not there."""
         if key not in self._arrays:
             made = make()
@@ -30,5 +38,5 @@ class Kept:
         self._arrays.move_to_end(key)
         return self._arrays[key]
 
-    def __reduce__(self) -> tuple[type[Kept], tuple[int]]:
+    def __reduce__(self) -> tuple[type[Kept[T]], tuple[int]]:
         return Kept, (self._limit,)

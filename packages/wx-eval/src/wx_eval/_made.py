@@ -105,7 +105,7 @@ class Reread:
 
     def __init__(self, history: History) -> None:
         self._history, self.times = history, history.times
-        self._kept = Kept(_KEPT_BYTES)
+        self._kept: Kept[Array] = Kept(_KEPT_BYTES)
 
     @cached_property
     def _like(self) -> xr.DataArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,6 +14,7 @@ from ._case import Case
 from ._event_scores import EventMetric
 from ._events import COMPARE, Threshold, chosen_alone, climatological, event_counts, has_threshold
 from ._grid import EARTH_RADIUS_KM, Array, Grid, Vector, search_tree, unit_vectors
+from ._kept import Kept
 from ._kernels import EnsembleStatistics, ensemble_statistics
 from ._metrics import Goal, Metric, one_of
 from ._statistics import AnyStatistic, Statistic
@@ -24,7 +24,6 @@ Mask = npt.NDArray[np.bool_]
 
 _MOST_ENTRIES = 1 << 25
 _BLOCK_NUMBERS = 1 << 23
-_KEPT_BYTES = 512 << 20
 
 
 class Discs:
@@ -121,18 +120,12 @@ class RowDiscs:
         return out.reshape(fields_BN.shape)
 
 
-_kept: OrderedDict[tuple[Grid, float], Discs | RowDiscs] = OrderedDict()
+_kept: Kept[Discs | RowDiscs] = Kept(512 << 20)
 
 
 def discs(grid: Grid, radius_km: float) -> Discs | RowDiscs:
     """Discs of one radius, by rows where the grid allows it; those used last are kept, up to 512 MB."""
-    key = grid, radius_km
-    if key not in _kept:
-        _kept[key] = _made(grid, radius_km)
-    _kept.move_to_end(key)
-    while len(_kept) > 1 and sum(found.nbytes for found in _kept.values()) > _KEPT_BYTES:
-        _kept.popitem(last=False)
-    return _kept[key]
+    return _kept.get((grid, radius_km), lambda: _made(grid, radius_km))
 
 
 def _made(grid: Grid, radius_km: float) -> Discs | RowDiscs:

@@ -45,7 +45,7 @@ class Source:
     longitude: Vector
     space: tuple[str, ...]
     regridder: Regridder | None = None
-    _kept: Kept = field(default_factory=lambda: Kept(READ_AHEAD_BYTES), init=False, repr=False)
+    _kept: Kept[Array] = field(default_factory=lambda: Kept(READ_AHEAD_BYTES), init=False, repr=False)
 
     @cached_property
     def keys(self) -> list[Key]:
